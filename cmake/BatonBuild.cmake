@@ -1,0 +1,98 @@
+# Compiler settings and the three shapes of target that the rooms use:
+#
+#   baton_room(NAME SOURCES a.cc … DEPS base …)      a library, target baton_NAME
+#   baton_objects(NAME SOURCES a.cc … DEPS base …)   an OBJECT library: for code that
+#                                                    registers itself at start-up
+#   baton_program(NAME SOURCES main.cc DEPS …)       an executable in BUILD/bin
+#   baton_test(NAME TIER unit SOURCES a_test.cc DEPS …)   a GoogleTest executable,
+#                                                    one ctest entry, labelled TIER
+#
+# DEPS name rooms (base, dedup, …) or CMake targets.
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+
+option(BATON_BUILD_TESTS "Build the tests" ON)
+option(BATON_BUILD_BENCH "Build the benchmarks" ON)
+option(BATON_FUZZ "Build the fuzzers with libFuzzer (clang only)" OFF)
+set(BATON_SANITIZE "" CACHE STRING "Comma-separated -fsanitize= list, for example address,undefined")
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+set(CMAKE_CXX_FLAGS_RELEASE "-O2 -g1")
+
+find_program(BATON_CCACHE ccache)
+if(BATON_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${BATON_CCACHE})
+  set(CMAKE_C_COMPILER_LAUNCHER ${BATON_CCACHE})
+endif()
+find_program(BATON_MOLD mold)
+find_program(BATON_LLD ld.lld)
+if(BATON_MOLD)
+  add_link_options(-fuse-ld=mold)
+elseif(BATON_LLD)
+  add_link_options(-fuse-ld=lld)
+endif()
+
+add_compile_options(-Wall -Wextra -Werror -Wshadow -Wnon-virtual-dtor -Wno-missing-field-initializers)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  add_compile_options(-Wno-restrict)  # g++ 12 reports it falsely (GCC bug 105329)
+endif()
+if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  add_compile_definitions(ASIO_HAS_CO_AWAIT ASIO_HAS_STD_COROUTINE
+                          BOOST_ASIO_HAS_CO_AWAIT BOOST_ASIO_HAS_STD_COROUTINE)
+endif()
+add_compile_definitions(_GNU_SOURCE _FILE_OFFSET_BITS=64)
+if(BATON_SANITIZE)
+  add_compile_options(-fsanitize=${BATON_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${BATON_SANITIZE})
+  if(BATON_SANITIZE MATCHES "undefined")
+    add_compile_options(-fno-sanitize-recover=undefined)
+  endif()
+endif()
+include_directories(${CMAKE_SOURCE_DIR})
+
+find_package(Threads REQUIRED)
+
+function(_baton_link target)
+  foreach(dep ${ARGN})
+    if(TARGET baton_${dep} OR dep MATCHES "^(base|proto|dedup|storage|transport)$")
+      target_link_libraries(${target} PUBLIC baton_${dep})
+    else()
+      target_link_libraries(${target} PUBLIC ${dep})
+    endif()
+  endforeach()
+endfunction()
+
+function(baton_room name)
+  cmake_parse_arguments(A "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(baton_${name} STATIC ${A_SOURCES})
+  _baton_link(baton_${name} ${A_DEPS})
+endfunction()
+
+function(baton_objects name)
+  cmake_parse_arguments(A "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(baton_${name} OBJECT ${A_SOURCES})
+  _baton_link(baton_${name} ${A_DEPS})
+endfunction()
+
+function(baton_program name)
+  cmake_parse_arguments(A "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${A_SOURCES})
+  _baton_link(${name} ${A_DEPS})
+endfunction()
+
+function(baton_test name)
+  cmake_parse_arguments(A "" "TIER;TIMEOUT" "SOURCES;DEPS" ${ARGN})
+  if(NOT A_TIMEOUT)
+    set(A_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${A_SOURCES})
+  _baton_link(${name} ${A_DEPS} GTest::gmock GTest::gtest_main)
+  add_test(NAME ${A_TIER}.${name} COMMAND ${name})
+  set_tests_properties(${A_TIER}.${name} PROPERTIES LABELS ${A_TIER} TIMEOUT ${A_TIMEOUT})
+endfunction()
