@@ -1,0 +1,1 @@
+#include "dedup/page_table.h"

@@ -1,0 +1,1 @@
+#include "storage/memory_store.h"

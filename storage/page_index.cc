@@ -1,0 +1,1 @@
+#include "storage/page_store.h"
