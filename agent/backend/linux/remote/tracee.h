@@ -70,6 +70,14 @@ class Tracee {
   // at the first failing one when `stop_at_error` (then fewer answers than calls).
   Result<std::vector<std::int64_t>> batch(std::span<const RemoteCall> calls, bool stop_at_error);
 
+  // Children that injected clone calls made, in order of birth; emptied by the call. They are
+  // told of only with PTRACE_O_TRACECLONE and the like in options, are then traced by us
+  // and await adopt().
+  std::vector<pid_t> take_new_children();
+  // PTRACE_O_* flags for this thread, kept until detach. PTRACE_O_SUSPEND_SECCOMP is added by
+  // itself while calls are injected into a thread with a seccomp filter.
+  Result<void> set_options(std::uint32_t options);
+
   // A page-aligned area inside the target that injected calls may use for arguments
   // (mapped on first use, unmapped at detach or by release_scratch). Its mapping is never captured.
   Result<RemotePtr<std::byte>> scratch(std::size_t bytes);
@@ -91,6 +99,16 @@ class Tracee {
   Result<std::vector<std::byte>> extended_state();
   Result<void> set_general_registers(std::span<const std::byte> image);  // take effect at resume
   Result<void> set_extended_state(std::span<const std::byte> image);
+  // The thread's own blocked signals (bit 0: signal 1), never those of injected code.
+  Result<std::uint64_t> signal_mask();
+  Result<void> set_signal_mask(std::uint64_t mask);  // takes effect at resume
+
+  // The stop was a group-stop (SIGSTOP and the like): the process stays stopped after detach.
+  bool group_stopped() const;
+
+  // True once a tracee of the calling thread could not be given back (it would not stop, or is
+  // an exited leader that still has threads): only the end of this thread frees it then.
+  static bool thread_is_tainted();
 
   struct Impl;
 

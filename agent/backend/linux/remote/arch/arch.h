@@ -1,0 +1,67 @@
+// What injection needs to know of the processor. One implementation per
+// architecture, in the folder of its name; nothing outside arch/ names a register.
+//
+// The injected code lives in a slot: a piece of executable memory of the target
+// that the program never runs (the slack behind the vdso's text). It has two
+// entries, one system call or a loop over many, both of which end in the marker,
+// a call that stops a traced thread and does nothing to an untraced one; behind
+// the marker stands the code that gives the thread its own signal mask, registers
+// and instruction pointer back without any help from outside.
+#pragma once
+
+#include <sys/user.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/error.h"
+
+namespace baton::linux_backend {
+struct RemoteCall;
+}
+
+namespace baton::linux_backend::arch {
+
+// The image of NT_PRSTATUS.
+using Registers = user_regs_struct;
+
+inline constexpr int kMaxSlotBytes = 1024;
+
+// One call of the loop, as it stands in the target's memory; the answer takes the place of the number.
+struct LoopRecord {
+  std::uint64_t number;
+  std::uint64_t args[6];
+};
+
+struct Marker {
+  long number = 0;              // system call
+  std::uint64_t args[2] = {0, 0};
+};
+
+// Bytes that the slot takes.
+std::size_t slot_bytes();
+// The slot's content for a thread whose own state is `own` and `own_mask`.
+void fill_slot(std::span<std::byte> slot, const Registers& own, std::uint64_t own_mask,
+               const Marker& marker);
+// Registers with which the thread performs one call, or `count` records at `records`, and then the marker.
+Registers single_entry(const Registers& own, std::uint64_t slot, const RemoteCall& call);
+Registers loop_entry(const Registers& own, std::uint64_t slot, std::uint64_t records,
+                     std::uint64_t count, bool stop_at_error);
+// True when the thread has performed the marker; then its answer: the value of the
+// single call, or how many records were performed.
+bool is_behind_marker(const Registers& now, std::uint64_t slot);
+std::int64_t answer(const Registers& now);
+// At a system-call stop behind the marker: true when entering, not leaving.
+bool is_call_entry(const Registers& now);
+
+// False for a thread in a 32-bit mode.
+bool is_native(const Registers& regs, std::size_t image_bytes);
+std::uint64_t instruction_pointer(const Registers& regs);
+void set_instruction_pointer(Registers& regs, std::uint64_t to);
+
+// NT_ constant of the extended state (vector registers and the like).
+int extended_state_note();
+inline constexpr std::size_t kMaxExtendedStateBytes = 16384;
+
+}  // namespace baton::linux_backend::arch

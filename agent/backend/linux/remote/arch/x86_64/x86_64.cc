@@ -1,0 +1,106 @@
+// x86-64's side of arch.h.
+#include <elf.h>
+#include <sys/syscall.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "agent/backend/linux/remote/arch/arch.h"
+#include "agent/backend/linux/remote/tracee.h"
+#include "base/check.h"
+
+extern "C" {
+extern const unsigned char baton_slot_begin[], baton_slot_single[], baton_slot_loop[],
+    baton_slot_behind_marker[], baton_slot_data[], baton_slot_end[];
+}
+
+namespace baton::linux_backend::arch {
+namespace {
+
+struct SlotData {
+  std::uint64_t marker, arg0, arg1, eflags, rsp, mask, rip, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9,
+      r10, r11, r12, r13, r14, r15, rax;
+};
+
+// The kernel's own codes for "interrupted: start again" (include/linux/errno.h);
+// they never reach a program, but a tracer sees them.
+constexpr std::int64_t kErestartSys = -512, kErestartNoIntr = -513, kErestartNoHand = -514,
+                       kErestartBlock = -516;
+constexpr std::uint64_t kUserCs64 = 0x33;
+constexpr std::uint64_t kTrapFlag = 0x100;
+
+}  // namespace
+
+std::size_t slot_bytes() {
+  static_assert(sizeof(SlotData) == 22 * 8);
+  auto bytes = static_cast<std::size_t>(baton_slot_end - baton_slot_begin);
+  CHECK(bytes <= kMaxSlotBytes);
+  CHECK(static_cast<std::size_t>(baton_slot_end - baton_slot_data) == sizeof(SlotData));
+  return bytes;
+}
+
+void fill_slot(std::span<std::byte> slot, const Registers& own, std::uint64_t own_mask,
+               const Marker& marker) {
+  CHECK(slot.size() >= slot_bytes());
+  std::memcpy(slot.data(), baton_slot_begin, slot_bytes());
+  SlotData d{};
+  d.marker = static_cast<std::uint64_t>(marker.number);
+  d.arg0 = marker.args[0];
+  d.arg1 = marker.args[1];
+  d.eflags = own.eflags & ~kTrapFlag;
+  d.rsp = own.rsp;
+  d.mask = own_mask;
+  d.rip = own.rip;
+  d.rax = own.rax;
+  // An interrupted system call starts again, as the kernel would have it (arch_do_signal_or_restart).
+  if (static_cast<std::int64_t>(own.orig_rax) >= 0) {
+    auto code = static_cast<std::int64_t>(own.rax);
+    if (code == kErestartSys || code == kErestartNoIntr || code == kErestartNoHand) {
+      d.rax = own.orig_rax;
+      d.rip = own.rip - 2;
+    } else if (code == kErestartBlock) {
+      d.rax = SYS_restart_syscall;
+      d.rip = own.rip - 2;
+    }
+  }
+  d.rbx = own.rbx, d.rcx = own.rcx, d.rdx = own.rdx, d.rsi = own.rsi, d.rdi = own.rdi;
+  d.rbp = own.rbp, d.r8 = own.r8, d.r9 = own.r9, d.r10 = own.r10, d.r11 = own.r11;
+  d.r12 = own.r12, d.r13 = own.r13, d.r14 = own.r14, d.r15 = own.r15;
+  std::memcpy(slot.data() + (baton_slot_data - baton_slot_begin), &d, sizeof d);
+}
+
+Registers single_entry(const Registers& own, std::uint64_t slot, const RemoteCall& call) {
+  Registers r = own;
+  r.orig_rax = ~0ull;  // no system call to restart
+  r.eflags &= ~kTrapFlag;
+  r.rip = slot + static_cast<std::uint64_t>(baton_slot_single - baton_slot_begin);
+  r.rax = static_cast<std::uint64_t>(call.number);
+  r.rdi = call.args[0], r.rsi = call.args[1], r.rdx = call.args[2];
+  r.r10 = call.args[3], r.r8 = call.args[4], r.r9 = call.args[5];
+  return r;
+}
+
+Registers loop_entry(const Registers& own, std::uint64_t slot, std::uint64_t records,
+                     std::uint64_t count, bool stop_at_error) {
+  Registers r = own;
+  r.orig_rax = ~0ull;
+  r.eflags &= ~(kTrapFlag | 0x400);  // and no direction flag
+  r.rip = slot + static_cast<std::uint64_t>(baton_slot_loop - baton_slot_begin);
+  r.rbx = records, r.r12 = count, r.r13 = stop_at_error ? 1 : 0, r.r14 = 0;
+  return r;
+}
+
+bool is_behind_marker(const Registers& now, std::uint64_t slot) {
+  return now.rip == slot + static_cast<std::uint64_t>(baton_slot_behind_marker - baton_slot_begin);
+}
+std::int64_t answer(const Registers& now) { return static_cast<std::int64_t>(now.r15); }
+bool is_call_entry(const Registers& now) { return static_cast<std::int64_t>(now.rax) == -ENOSYS; }
+
+bool is_native(const Registers& regs, std::size_t image_bytes) {
+  return image_bytes == sizeof(Registers) && regs.cs == kUserCs64;
+}
+std::uint64_t instruction_pointer(const Registers& regs) { return regs.rip; }
+void set_instruction_pointer(Registers& regs, std::uint64_t to) { regs.rip = to; }
+int extended_state_note() { return NT_X86_XSTATE; }
+
+}  // namespace baton::linux_backend::arch
