@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "tracee.h"
 
@@ -44,7 +45,7 @@ int main(int argc, char** argv) {
   int signals = signalfd(-1, &set, SFD_NONBLOCK);
   MUST(signals >= 0);
   int epoll = epoll_create1(EPOLL_CLOEXEC);
-  for (auto [fd, data] : {std::pair{event, 101ull}, {pipes[0], 0xABCDEF0123456789ull}, {timer, 103ull}}) {
+  for (auto [fd, data] : {std::pair{event, 101ull}, std::pair{pipes[0], 0xABCDEF0123456789ull}, std::pair{timer, 103ull}}) {
     epoll_event entry{EPOLLIN, {}};
     entry.data.u64 = data;
     MUST(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &entry) == 0);
@@ -118,7 +119,12 @@ int main(int argc, char** argv) {
     std::uint64_t seen = 0;
     for (int i = 0; i < n; ++i) seen ^= ready[i].data.u64;
     c.expect(seen == (101ull ^ 0xABCDEF0123456789ull), "epoll: data of the entries");
-    for (auto [fd, port, kind] : {std::tuple{listener, tcp_port, "TCP port"}, {udp, udp_port, "UDP port"}}) {
+    struct Bound {
+      int fd;
+      in_port_t port;
+      const char* kind;
+    };
+    for (auto [fd, port, kind] : {Bound{listener, tcp_port, "TCP port"}, Bound{udp, udp_port, "UDP port"}}) {
       sockaddr_in now{};
       socklen_t size = sizeof now;
       getsockname(fd, reinterpret_cast<sockaddr*>(&now), &size);

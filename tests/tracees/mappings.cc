@@ -42,8 +42,9 @@ int main() {
     while (!tracee::asked()) {
       Piece& piece = pieces[mix(turn) % pieces.size()];
       if (piece.prot == (PROT_READ | PROT_WRITE)) {
-        ++*reinterpret_cast<volatile std::uint64_t*>(piece.at + 4088);
-        --*reinterpret_cast<volatile std::uint64_t*>(piece.at + 4088);
+        auto* word = reinterpret_cast<volatile std::uint64_t*>(piece.at + 4088);
+        *word = *word + 1;
+        *word = *word - 1;
       }
       ++turn;
       usleep(100);
