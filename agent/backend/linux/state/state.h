@@ -1,0 +1,71 @@
+// Everything of a stopped process tree that is not memory: threads, signals, timers,
+// descriptors, credentials, limits, scheduling, the tree itself. Read here, and what cannot
+// be read or rebuilt is refused by name (docs/coverage.md lists both).
+//
+// Threads: the thread that seized the tree. A StateContext belongs to one attachment; it
+// caches what stays true between captures.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "agent/backend/backend.h"
+#include "agent/backend/linux/remote/stopped_tree.h"
+#include "base/error.h"
+#include "proto/checkpoint.pb.h"
+#include "proto/linux_state.pb.h"
+
+namespace baton::linux_backend::state {
+
+class StateContext {
+ public:
+  StateContext();
+  ~StateContext();
+  StateContext(StateContext&&) noexcept;
+  StateContext& operator=(StateContext&&) noexcept;
+  struct Impl;
+  Impl& impl() { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// Fills everything of `out` that the memory room does not: for each process of the tree the
+// entry with its pid (ns_pid) is found or added. Memory objects that a descriptor refers to
+// (memfd, deleted file) are only referred to, by DescriptorObject (below).
+// Fails: kUnsupported (names pid and resource), kTraceeGone, kFailed.
+Result<void> capture_state(StoppedTree& tree, StateContext& context, pb::LinuxState& out);
+
+// A file descriptor whose content must travel as a memory object: a memfd, or an open file
+// that has no name any more. The memory room copies it and gives it the id.
+// After capture_state, `open_file` in LinuxState.open_files has object == 0; the caller sets it
+// with the id of the memory object that has this device and inode.
+struct DescriptorObject {
+  std::uint64_t device = 0;    // st_dev, st_ino
+  std::uint64_t inode = 0;
+  std::uint64_t size_bytes = 0;
+  std::uint32_t open_file = 0; // index in LinuxState.open_files
+  pid_t pid = 0;               // who holds it, and at which number: pidfd_getfd from there
+  int fd = -1;
+  bool memfd = false;          // else a deleted file: MEMORY_OBJECT_FILE_CONTENT
+  std::string name;
+};
+std::vector<DescriptorObject> descriptor_objects(StateContext& context);  // of the last capture
+
+// Verdicts on every resource of running processes, which are neither stopped nor traced.
+// `pids` as this process sees them; keeper 0: none. Nothing is changed in the program.
+void inspect(const std::vector<pid_t>& pids, pid_t keeper, const pb::WorkloadSpec& spec,
+             std::vector<pb::Verdict>& verdicts, std::vector<pb::FileProof>& open_files);
+bool acceptable(const std::vector<pb::Verdict>& verdicts);   // none is "refused"
+
+// This machine: architecture, kernel, processor features, xsave layout.
+pb::MachineState machine_state();
+// kUnsupported, naming the feature, unless this machine has all that `machine` used.
+Result<void> check_machine(const pb::MachineState& machine);
+// The clocks as `pid` sees them in its time namespace.
+Result<pb::ClockState> read_clocks(pid_t pid);
+
+}  // namespace baton::linux_backend::state
