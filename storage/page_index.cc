@@ -1,1 +1,0 @@
-#include "storage/page_store.h"

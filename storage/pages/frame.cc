@@ -1,0 +1,143 @@
+#include "storage/pages/frame.h"
+
+#include <zstd.h>
+
+#include <cstring>
+#include <memory>
+
+#include "base/check.h"
+#include "storage/bytes/byte_io.h"
+#include "storage/bytes/checksum.h"
+
+namespace baton::storage {
+namespace {
+
+using dedup::kPageBytes;
+
+struct FreeCompressor {
+  void operator()(ZSTD_CCtx* c) const { ZSTD_freeCCtx(c); }
+};
+struct FreeDecompressor {
+  void operator()(ZSTD_DCtx* c) const { ZSTD_freeDCtx(c); }
+};
+
+ZSTD_CCtx* compressor() {
+  thread_local std::unique_ptr<ZSTD_CCtx, FreeCompressor> context(ZSTD_createCCtx());
+  CHECK(context != nullptr);
+  return context.get();
+}
+
+ZSTD_DCtx* decompressor() {
+  thread_local std::unique_ptr<ZSTD_DCtx, FreeDecompressor> context(ZSTD_createDCtx());
+  CHECK(context != nullptr);
+  return context.get();
+}
+
+// The pages as one piece of memory: theirs when they already lie in a row.
+const std::byte* gather(std::span<const PagePut> pages, std::byte* buffer) {
+  bool in_a_row = true;
+  for (std::size_t i = 1; i < pages.size(); ++i) {
+    in_a_row = in_a_row && pages[i].page == pages[i - 1].page + kPageBytes;
+  }
+  if (in_a_row) return pages[0].page;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    std::memcpy(buffer + i * kPageBytes, pages[i].page, kPageBytes);
+  }
+  return buffer;
+}
+
+}  // namespace
+
+FrameHead append_frame(std::string& out, const DomainId& domain, std::span<const PagePut> pages,
+                       int zstd_level) {
+  CHECK(!pages.empty() && pages.size() <= kFramePages);
+  thread_local std::unique_ptr<std::byte[]> buffer(new std::byte[kFramePages * kPageBytes]);
+  const std::byte* raw = gather(pages, buffer.get());
+  const std::size_t raw_bytes = pages.size() * kPageBytes;
+
+  FrameHead head;
+  head.domain = domain;
+  head.page_count = static_cast<std::uint16_t>(pages.size());
+  for (const PagePut& p : pages) {
+    if (!p.digest.is_narrow()) head.width = 32;
+  }
+  const std::size_t start = out.size();
+  const std::size_t payload_at = start + head.payload_at();
+  // Room for the worst case, so that the compressor writes in place.
+  out.resize(payload_at + ZSTD_COMPRESSBOUND(kFramePages * kPageBytes));
+  std::size_t packed = ZSTD_compressCCtx(compressor(), out.data() + payload_at,
+                                         out.size() - payload_at, raw, raw_bytes, zstd_level);
+  if (!ZSTD_isError(packed) && packed <= raw_bytes - raw_bytes / 16) {
+    head.codec = Codec::kZstd;
+    head.payload_bytes = static_cast<std::uint32_t>(packed);
+  } else {
+    head.codec = Codec::kRaw;
+    head.payload_bytes = static_cast<std::uint32_t>(raw_bytes);
+    std::memcpy(out.data() + payload_at, raw, raw_bytes);
+  }
+  out.resize(payload_at + head.payload_bytes);
+
+  std::string bytes;
+  put_int(bytes, kFrameMagic);
+  put_int(bytes, static_cast<std::uint8_t>(head.codec));
+  put_int(bytes, head.width);
+  put_int(bytes, head.page_count);
+  put_int(bytes, head.payload_bytes);
+  put_int<std::uint32_t>(bytes, 0);
+  put_raw(bytes, domain.bytes);
+  for (const PagePut& p : pages) put_raw(bytes, std::span(p.digest.bytes.data(), head.width));
+  CHECK(bytes.size() == head.payload_at());
+  std::memcpy(out.data() + start, bytes.data(), bytes.size());
+  put_int<std::uint64_t>(out, checksum(std::string_view(out).substr(start)));
+  return head;
+}
+
+bool parse_frame_head(std::span<const std::byte> bytes, FrameHead& out) {
+  ByteReader in(bytes);
+  std::uint32_t magic, reserved;
+  std::uint8_t codec;
+  if (!in.read_int(magic) || magic != kFrameMagic || !in.read_int(codec) ||
+      !in.read_int(out.width) || !in.read_int(out.page_count) || !in.read_int(out.payload_bytes) ||
+      !in.read_int(reserved) || !in.read_raw(out.domain.bytes)) {
+    return false;
+  }
+  if (codec > 1 || (out.width != 16 && out.width != 32) || out.page_count == 0 ||
+      out.page_count > kFramePages || reserved != 0) {
+    return false;
+  }
+  out.codec = static_cast<Codec>(codec);
+  const std::size_t raw_bytes = out.page_count * kPageBytes;
+  return out.codec == Codec::kRaw ? out.payload_bytes == raw_bytes
+                                  : out.payload_bytes > 0 && out.payload_bytes < raw_bytes;
+}
+
+bool check_frame(std::span<const std::byte> frame, FrameHead& out) {
+  if (!parse_frame_head(frame, out) || frame.size() != out.frame_bytes()) return false;
+  std::uint64_t sum;
+  std::memcpy(&sum, frame.data() + frame.size() - 8, 8);
+  return checksum(frame.first(frame.size() - 8)) == sum;
+}
+
+Digest frame_digest(std::span<const std::byte> frame, const FrameHead& head, std::size_t slot) {
+  CHECK(slot < head.page_count);
+  return Digest::from_bytes(frame.subspan(head.digests_at() + slot * head.width, head.width));
+}
+
+Result<void> decode_frame(std::span<const std::byte> frame, const FrameHead& head,
+                          std::span<std::byte> out) {
+  CHECK(out.size() == head.page_count * kPageBytes && frame.size() == head.frame_bytes());
+  const std::byte* payload = frame.data() + head.payload_at();
+  if (head.codec == Codec::kRaw) {
+    std::memcpy(out.data(), payload, out.size());
+    return {};
+  }
+  std::size_t n =
+      ZSTD_decompressDCtx(decompressor(), out.data(), out.size(), payload, head.payload_bytes);
+  if (ZSTD_isError(n) || n != out.size()) {
+    return make_error(Code::kCorrupt, "decompress frame",
+                      ZSTD_isError(n) ? ZSTD_getErrorName(n) : "wrong length");
+  }
+  return {};
+}
+
+}  // namespace baton::storage
