@@ -1,0 +1,11 @@
+# restore/: build processes from a manifest; launch fresh ones; the keeper.
+baton_room(linux_restore SOURCES
+  restore/keeper_client.cc restore/launch.cc
+  DEPS base proto)
+
+# Static, so that it needs nothing of the machine's libraries, and never sanitised:
+# blank processes are copies of it.
+baton_program(baton-keeper SOURCES restore/keeper_main.cc)
+target_compile_options(baton-keeper PRIVATE -fno-sanitize=all -fno-pie -fno-exceptions -fno-rtti -O2)
+target_link_options(baton-keeper PRIVATE -fno-sanitize=all -static -no-pie)
+set_target_properties(baton-keeper PROPERTIES POSITION_INDEPENDENT_CODE OFF)
