@@ -43,7 +43,9 @@ struct Marker {
 std::size_t slot_bytes();
 // The slot's content for a thread whose own state is `own` and `own_mask`.
 void fill_slot(std::span<std::byte> slot, const Registers& own, std::uint64_t own_mask,
-               const Marker& marker);
+               const Marker& marker, std::uint64_t stamp_ns);
+// True when `bytes` begin with a slot that somebody filled; then when (fill_slot's stamp).
+bool holds_slot_code(std::span<const std::byte> bytes, std::uint64_t& stamp_ns);
 // Registers with which the thread performs one call, or `count` records at `records`, and then the marker.
 Registers single_entry(const Registers& own, std::uint64_t slot, const RemoteCall& call);
 Registers loop_entry(const Registers& own, std::uint64_t slot, std::uint64_t records,

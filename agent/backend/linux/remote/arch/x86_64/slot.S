@@ -90,5 +90,6 @@ baton_slot_data:                   // in the order of struct SlotData in x86_64.
 99: .quad 0                        // r14
 100: .quad 0                       // r15
 101: .quad 0                       // rax
+    .quad 0                        // when it was filled
 baton_slot_end:
     .section .note.GNU-stack,"",@progbits

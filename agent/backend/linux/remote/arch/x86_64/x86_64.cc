@@ -3,6 +3,7 @@
 #include <sys/syscall.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 
 #include "agent/backend/linux/remote/arch/arch.h"
@@ -19,7 +20,7 @@ namespace {
 
 struct SlotData {
   std::uint64_t marker, arg0, arg1, eflags, rsp, mask, rip, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9,
-      r10, r11, r12, r13, r14, r15, rax;
+      r10, r11, r12, r13, r14, r15, rax, stamp;
 };
 
 // The kernel's own codes for "interrupted: start again" (include/linux/errno.h);
@@ -32,7 +33,7 @@ constexpr std::uint64_t kTrapFlag = 0x100;
 }  // namespace
 
 std::size_t slot_bytes() {
-  static_assert(sizeof(SlotData) == 22 * 8);
+  static_assert(sizeof(SlotData) == 23 * 8);
   auto bytes = static_cast<std::size_t>(baton_slot_end - baton_slot_begin);
   CHECK(bytes <= kMaxSlotBytes);
   CHECK(static_cast<std::size_t>(baton_slot_end - baton_slot_data) == sizeof(SlotData));
@@ -40,10 +41,11 @@ std::size_t slot_bytes() {
 }
 
 void fill_slot(std::span<std::byte> slot, const Registers& own, std::uint64_t own_mask,
-               const Marker& marker) {
+               const Marker& marker, std::uint64_t stamp_ns) {
   CHECK(slot.size() >= slot_bytes());
   std::memcpy(slot.data(), baton_slot_begin, slot_bytes());
   SlotData d{};
+  d.stamp = stamp_ns;
   d.marker = static_cast<std::uint64_t>(marker.number);
   d.arg0 = marker.args[0];
   d.arg1 = marker.args[1];
@@ -67,6 +69,15 @@ void fill_slot(std::span<std::byte> slot, const Registers& own, std::uint64_t ow
   d.rbp = own.rbp, d.r8 = own.r8, d.r9 = own.r9, d.r10 = own.r10, d.r11 = own.r11;
   d.r12 = own.r12, d.r13 = own.r13, d.r14 = own.r14, d.r15 = own.r15;
   std::memcpy(slot.data() + (baton_slot_data - baton_slot_begin), &d, sizeof d);
+}
+
+bool holds_slot_code(std::span<const std::byte> bytes, std::uint64_t& stamp_ns) {
+  auto code_bytes = static_cast<std::size_t>(baton_slot_data - baton_slot_begin);
+  if (bytes.size() < slot_bytes() || std::memcmp(bytes.data(), baton_slot_begin, code_bytes) != 0) {
+    return false;
+  }
+  std::memcpy(&stamp_ns, bytes.data() + code_bytes + offsetof(SlotData, stamp), sizeof stamp_ns);
+  return true;
 }
 
 Registers single_entry(const Registers& own, std::uint64_t slot, const RemoteCall& call) {
