@@ -34,7 +34,7 @@ inline constexpr int kMaxRpcMessageBytes = 64 << 20;
 // A peer that vanished without FIN or RST is noticed within interval + timeout.
 inline constexpr std::chrono::milliseconds kKeepaliveInterval{1500};
 inline constexpr std::chrono::milliseconds kKeepaliveTimeout{2500};
-inline constexpr int kDefaultRpcThreads = 16;
+inline constexpr int kDefaultRpcThreads = 64;
 
 // A channel to HOST:PORT (IPv6: [::1]:PORT). Connects at the first call and again after
 // every loss, with back-off from 100 ms to 2 s. Calls fail with kNotAllowed when the peer
