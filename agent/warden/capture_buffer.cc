@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "base/check.h"
+#include "base/fault_point.h"
 
 namespace baton::warden {
 namespace {
@@ -141,7 +143,8 @@ CaptureSink::~CaptureSink() {
   if (segment_ >= 0) buffer_.close_segment(segment_);
 }
 
-void CaptureSink::begin(std::size_t max_bytes) {
+void CaptureSink::begin(std::size_t max_bytes, const char* fault_name) {
+  fault_name_ = fault_name;
   taken_ = 0;
   limit_ = max_bytes;
   aborted_.store(false, std::memory_order_relaxed);
@@ -149,6 +152,7 @@ void CaptureSink::begin(std::size_t max_bytes) {
 
 std::span<std::byte> CaptureSink::reserve(std::size_t bytes) {
   reserved_ = 0;
+  if (const char* point = std::exchange(fault_name_, nullptr); point && !fault_point(point)) return {};
   if (aborted()) return {};
   if (limit_ != 0) bytes = std::min(bytes, limit_ - std::min(limit_, taken_));
   bytes = bytes / kPage * kPage;

@@ -82,8 +82,9 @@ class CaptureSink final : public backend::PageSink {
   void drop(std::uint64_t object, std::uint64_t first_page, std::uint64_t count) override;
   std::size_t free_bytes() const override;
 
-  // Before each request: what it may take at most (0: all that is free).
-  void begin(std::size_t max_bytes);
+  // Before each request: what it may take at most (0: all that is free), and the fault point
+  // to pass at its first reserve (an injected error there looks like a full buffer).
+  void begin(std::size_t max_bytes, const char* fault_name = nullptr);
   // From now on reserve finds no room; the backend then ends what it does. Any thread.
   void abort() { aborted_.store(true, std::memory_order_relaxed); }
   bool aborted() const { return aborted_.load(std::memory_order_relaxed); }
@@ -107,6 +108,7 @@ class CaptureSink final : public backend::PageSink {
   std::size_t used_ = 0;          // bytes of the open segment in use
   std::size_t reserved_ = 0;
   std::size_t taken_ = 0, limit_ = 0;
+  const char* fault_name_ = nullptr;
   std::atomic<bool> aborted_{false};
 };
 

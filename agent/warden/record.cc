@@ -1,6 +1,7 @@
 #include "agent/warden/record.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -82,7 +83,12 @@ Result<RecordStore> RecordStore::open(std::string directory) {
 }
 
 Result<void> RecordStore::save(const pb::WardenRecord& record) const {
-  return replace_file(record_path(record.workload()), encode_record(record), 0600);
+  std::string path = record_path(record.workload()), temporary = path + ".new";
+  std::string bytes = encode_record(record);
+  BATON_ASSIGN(Fd fd, open_file(temporary, O_WRONLY | O_CREAT | O_TRUNC, 0600));
+  BATON_TRY(write_all(fd.get(), std::as_bytes(std::span(bytes.data(), bytes.size()))));
+  if (::rename(temporary.c_str(), path.c_str()) != 0) return errno_error("rename", path);
+  return {};
 }
 
 void RecordStore::remove(const pb::WardenRecord& record) const {

@@ -1,5 +1,6 @@
 // What the warden remembers of its workloads across its own death: one file per
-// workload, NAME.workload in the state directory, replaced whole and synced.
+// workload, NAME.workload in the state directory, replaced whole. Not synced: a record
+// means something only until the next boot, since PIDs do, and activation cannot wait for a disk.
 //
 // File: 8 bytes "BATONWR1", 4 bytes little-endian length, 4 bytes CRC-32 (zlib's polynomial)
 // of what follows, then a WardenRecord. A file that fails its check is moved aside
