@@ -181,6 +181,11 @@ Result<std::string> encode(const CheckpointRecord& record) {
   return out;
 }
 
+std::size_t manifest_offset(const CheckpointRecord& record) {
+  return kMagic.size() + 4 + 4 + 2 + record.workload.size() + record.domain.bytes.size() + 1 +
+         6 * 8 + 8;
+}
+
 Result<CheckpointRecord> decode(std::span<const std::byte> bytes) {
   if (bytes.size() > kMaxRecordBytes) return corrupt("longer than allowed");
   if (bytes.size() < kMagic.size() + 8 + 8) return corrupt("truncated");

@@ -62,6 +62,9 @@ Result<void> validate(const CheckpointRecord& record);
 // The bytes of a valid record. Fails: kInvalid (validate), kNoSpace (over kMaxRecordBytes).
 Result<std::string> encode(const CheckpointRecord& record);
 
+// Where the manifest starts in encode(record).
+std::size_t manifest_offset(const CheckpointRecord& record);
+
 // Fails: kCorrupt (magic, version, sizes, order, checksum, trailing bytes), naming the field.
 Result<CheckpointRecord> decode(std::span<const std::byte> bytes_untrusted);
 inline Result<CheckpointRecord> decode(std::string_view bytes_untrusted) {

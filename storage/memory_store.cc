@@ -45,7 +45,7 @@ class MemoryPageStore final : public PageStore {
         ++result.known_pages;
         continue;
       }
-      if (byte_limit_ != 0 && bytes_.load() + kPageBytes > byte_limit_) {
+      if (const auto limit = byte_limit_.load(); limit != 0 && bytes_.load() + kPageBytes > limit) {
         return make_error(Code::kNoSpace, "put pages", "the memory store's limit is reached",
                           "Raise the limit or keep fewer checkpoints.");
       }
@@ -112,6 +112,8 @@ class MemoryPageStore final : public PageStore {
     s.put_known = put_known_;
     return s;
   }
+
+  void set_byte_limit(std::uint64_t bytes) override { byte_limit_ = bytes; }
 
   Result<std::vector<BadPage>> verify(const DomainId& domain, const PageHasher& hasher,
                                       std::span<const Digest> pages) override {
@@ -184,7 +186,7 @@ class MemoryPageStore final : public PageStore {
     return it == shard.pages.end() ? nullptr : it->second.bytes;
   }
 
-  const std::uint64_t byte_limit_;
+  std::atomic<std::uint64_t> byte_limit_;
   GcEpochs epochs_;
   std::shared_mutex domains_mutex_;
   std::map<DomainId, std::unique_ptr<Domain>> domains_;

@@ -148,6 +148,8 @@ class PageStore {
   virtual Result<void> sync(Durability level) = 0;
 
   virtual PageStoreStats stats() const = 0;
+  // put refuses beyond it with kNoSpace; 0: no limit.
+  virtual void set_byte_limit(std::uint64_t bytes) = 0;
 
   // Reads and checks the given pages and returns those that are bad.
   virtual Result<std::vector<BadPage>> verify(const DomainId& domain, const PageHasher& hasher,

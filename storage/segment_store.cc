@@ -46,7 +46,8 @@ Result<std::unique_ptr<PageStore>> open_segment_store(const std::string& folder,
 SegmentPageStore::SegmentPageStore(std::string folder, SegmentStoreOptions options)
     : folder_(std::move(folder)),
       options_(options),
-      disk_(options.disk ? *options.disk : real_disk()) {
+      disk_(options.disk ? *options.disk : real_disk()),
+      byte_limit_(options.byte_limit) {
   options_.segment_bytes = std::clamp<std::uint64_t>(options_.segment_bytes, 1u << 16, 1u << 30);
 }
 
@@ -176,9 +177,10 @@ Result<void> SegmentPageStore::put_new(const DomainId& domain, PageIndex& index,
                                    group.subspan(i, std::min(kFramePages, group.size() - i)),
                                    options_.zstd_level));
     }
-    if (options_.byte_limit != 0 && bytes_.load() + frames.size() > options_.byte_limit) {
+    const std::uint64_t limit = byte_limit_.load();
+    if (limit != 0 && bytes_.load() + frames.size() > limit) {
       return make_error(Code::kNoSpace, "put pages",
-                        folder_ + ": the store's limit of " + std::to_string(options_.byte_limit) +
+                        folder_ + ": the store's limit of " + std::to_string(limit) +
                             " bytes is reached",
                         "Raise the byte budget or keep fewer checkpoints.");
     }

@@ -32,6 +32,7 @@ class SegmentPageStore final : public PageStore {
                    std::span<const PageGet> pages) override;
   Result<void> sync(Durability level) override;
   PageStoreStats stats() const override;
+  void set_byte_limit(std::uint64_t bytes) override { byte_limit_ = bytes; }
   Result<std::vector<BadPage>> verify(const DomainId& domain, const PageHasher& hasher,
                                       std::span<const Digest> pages) override;
   std::uint64_t gc_begin() override { return epochs_.begin(); }
@@ -93,6 +94,7 @@ class SegmentPageStore final : public PageStore {
   mutable std::shared_mutex domains_mutex_;
   std::map<DomainId, std::unique_ptr<PageIndex>> domains_;
 
+  std::atomic<std::uint64_t> byte_limit_{0};
   std::atomic<std::uint64_t> put_new_{0}, put_known_{0}, damaged_frames_{0}, bytes_{0};
 };
 

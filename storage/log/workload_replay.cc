@@ -1,0 +1,253 @@
+// WorkloadCatalog: making a workload's folder, and reading it back at open.
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+
+#include "base/fd.h"
+#include "storage/bytes/byte_io.h"
+#include "storage/bytes/checksum.h"
+#include "storage/log/workload_catalog.h"
+
+namespace baton::storage {
+namespace {
+
+constexpr std::string_view kIdentityMagic = "BATONIDY";
+constexpr std::uint32_t kIdentityVersion = 1;
+// Two copies: without its key a workload's pages cannot be checked.
+constexpr std::string_view kIdentityFiles[] = {"/identity", "/identity.copy"};
+
+std::string encode_identity(const WorkloadIdentity& identity) {
+  std::string out(kIdentityMagic);
+  put_int(out, kIdentityVersion);
+  put_int(out, static_cast<std::uint8_t>(identity.kind));
+  put_raw(out, identity.domain.bytes);
+  put_raw(out, identity.key);
+  put_int<std::uint16_t>(out, static_cast<std::uint16_t>(identity.workload.size()));
+  out += identity.workload;
+  put_int<std::uint64_t>(out, checksum(out));
+  return out;
+}
+
+bool decode_identity(std::string_view bytes, WorkloadIdentity& out) {
+  if (bytes.size() < kIdentityMagic.size() + 8 || !bytes.starts_with(kIdentityMagic)) return false;
+  std::uint64_t sum;
+  std::memcpy(&sum, bytes.data() + bytes.size() - 8, 8);
+  bytes.remove_suffix(8);
+  if (checksum(bytes) != sum) return false;
+  ByteReader in(as_bytes_of(bytes.substr(kIdentityMagic.size())));
+  std::uint32_t version;
+  std::uint8_t kind;
+  std::uint16_t name_bytes;
+  std::span<const std::byte> name;
+  if (!in.read_int(version) || version != kIdentityVersion || !in.read_int(kind) ||
+      !dedup::is_known_kind(kind) || !in.read_raw(out.domain.bytes) || !in.read_raw(out.key) ||
+      !in.read_int(name_bytes) || !in.read_view(name_bytes, name) || in.left() != 0) {
+    return false;
+  }
+  out.kind = static_cast<DigestKind>(kind);
+  out.workload.assign(reinterpret_cast<const char*>(name.data()), name.size());
+  return is_valid_workload_name(out.workload);
+}
+
+}  // namespace
+
+Result<std::shared_ptr<WorkloadCatalog>> WorkloadCatalog::create(const std::string& folder,
+                                                                 const WorkloadIdentity& identity,
+                                                                 Context context) {
+  if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) return errno_error("mkdir", folder);
+  auto catalog = std::shared_ptr<WorkloadCatalog>(new WorkloadCatalog(folder, identity, context));
+  catalog->generation_ = 1;
+  BATON_ASSIGN(catalog->log_, CatalogLog::create(catalog->log_path(1), context.disk));
+  BATON_TRY(catalog->log_->sync());
+  // The identity last: a folder without one was never finished.
+  for (std::string_view file : kIdentityFiles) {
+    BATON_TRY(replace_file(folder + std::string(file), encode_identity(identity), 0600));
+  }
+  BATON_TRY(context.disk.sync_folder(folder));
+  return catalog;
+}
+
+Result<std::shared_ptr<WorkloadCatalog>> WorkloadCatalog::open(const std::string& folder,
+                                                               Context context,
+                                                               StoreStats& counters) {
+  WorkloadIdentity identity;
+  bool found = false, any = false;
+  for (std::string_view file : kIdentityFiles) {
+    auto bytes = read_file(folder + std::string(file), 4096);
+    if (!bytes && bytes.error().code == Code::kNotFound) continue;
+    if (!bytes) return bytes.error();
+    any = true;
+    if (!found) found = decode_identity(*bytes, identity);
+  }
+  std::error_code ec;
+  if (!any) {
+    std::filesystem::remove_all(folder, ec);
+    return std::shared_ptr<WorkloadCatalog>();
+  }
+  if (!found || std::filesystem::path(folder).filename() != identity.workload) {
+    return make_error(Code::kCorrupt, "open workload", folder + ": its identity is damaged",
+                      "Move the folder away to give this workload's checkpoints up.");
+  }
+
+  auto catalog = std::shared_ptr<WorkloadCatalog>(new WorkloadCatalog(folder, identity, context));
+  std::vector<std::uint64_t> generations;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ec)) {
+    unsigned long long generation = 0;
+    const std::string name = entry.path().filename();
+    if (std::sscanf(name.c_str(), "catalog-%16llx.log", &generation) == 1 &&
+        entry.path() == catalog->log_path(generation)) {
+      generations.push_back(generation);
+    } else if (name == "catalog.new") {
+      BATON_TRY(context.disk.unlink(entry.path()));
+    }
+  }
+  if (ec) return errno_error(ec.value(), "read folder", folder);
+  std::sort(generations.begin(), generations.end());
+  if (!generations.empty()) {
+    catalog->generation_ = generations.back();
+    for (std::uint64_t g : generations) {
+      if (g != catalog->generation_) BATON_TRY(context.disk.unlink(catalog->log_path(g)));
+    }
+  }
+  BATON_TRY(catalog->replay(counters));
+  return catalog;
+}
+
+Result<void> WorkloadCatalog::replay(StoreStats& counters) {
+  const std::uint64_t damaged_before = counters.damaged_records;
+  const std::string path = log_path(generation_);
+  auto opened = CatalogLog::open(
+      path, context_.disk,
+      [&](const LogEntry& entry, std::span<const std::byte> payload, std::uint64_t at) {
+        replay_entry(entry, payload, at, counters);
+      },
+      counters.damaged_records);
+  if (!opened) {
+    if (opened.error().code != Code::kCorrupt && opened.error().code != Code::kNotFound) {
+      return opened.error();
+    }
+    ++counters.damaged_records;
+    spdlog::error("store: {}: {}; set aside, the workload starts without checkpoints",
+                  identity_.workload, opened.error().message());
+    if (opened.error().code == Code::kCorrupt) {
+      BATON_TRY(context_.disk.rename(path, path + ".damaged"));
+    }
+    ++generation_;
+    BATON_ASSIGN(log_, CatalogLog::create(log_path(generation_), context_.disk));
+    return context_.disk.sync_folder(folder_);
+  }
+  log_ = *opened;
+  for (HeldCheckpoint& h : held_) h.log = log_;
+  const std::uint64_t rolled_back_before = counters.rolled_back;
+  roll_back_torn(counters);
+  if (!held_.empty()) erase_below(held_.back().keep_from);
+  compacted_bytes_ = log_->bytes() / 2;
+  if (counters.damaged_records != damaged_before || counters.rolled_back != rolled_back_before) {
+    // Settles what was found, so that the next open finds the same.
+    if (auto rotated = rotate_locked(); !rotated) {
+      spdlog::error("store: {}: {}", identity_.workload, rotated.error().message());
+    }
+  }
+  return {};
+}
+
+void WorkloadCatalog::replay_entry(const LogEntry& entry, std::span<const std::byte> payload,
+                                   std::uint64_t payload_at, StoreStats& counters) {
+  switch (entry.type) {
+    case EntryType::kDrop:
+      if (auto it = find(entry.value); it != held_.end()) held_.erase(it);
+      return;
+    case EntryType::kKeepFrom:
+      erase_below(entry.value);
+      return;
+    case EntryType::kIncarnation:
+      incarnation_ = std::max(incarnation_, entry.value);
+      return;
+    case EntryType::kCheckpoint:
+      break;
+  }
+  auto record = decode(payload);
+  if (!record || record->workload != identity_.workload || record->domain != identity_.domain ||
+      record->kind != identity_.kind) {
+    ++counters.damaged_records;
+    return;
+  }
+  auto base = record->parent_seq == 0 ? held_.end() : find(record->parent_seq);
+  HeldCheckpoint next;
+  auto objects = build(*record, base == held_.end() ? nullptr : base->objects.get());
+  if (!objects) {
+    spdlog::error("store: {}", objects.error().message());
+    ++counters.damaged_records;
+    return;
+  }
+  next.objects = *objects;
+  next.info = make_info(*record, **objects);
+  next.info.parent_seq = entry.parent_seq;
+  next.info.changed_pages = entry.changed_pages;
+  next.info.commit_wall_ns = entry.commit_wall_ns;
+  next.freeze_age_ns = record->freeze_age_ns;
+  next.manifest_at = payload_at + manifest_offset(*record);
+  next.manifest_sum = checksum(record->manifest);
+  next.keep_from = entry.value;
+  chain_ = record->parent_seq == 0 ? 0 : chain_ + 1;
+  incarnation_ = std::max(incarnation_, record->incarnation);
+  while (!held_.empty() && held_.back().info.seq >= next.info.seq) held_.pop_back();
+  if (entry.pages_synced) {
+    synced_seq_ = next.info.seq;
+    erase_below(entry.value);
+  }
+  // Otherwise what it dropped stays until roll_back_torn knows that its pages are whole.
+  held_.push_back(std::move(next));
+}
+
+// Checkpoints whose pages were never synced may have lost some to a power cut: the first such
+// one and all after it were not there, as far as the promise of their durability goes.
+// A page that is missing from an older one is damage, reported and kept in the list.
+void WorkloadCatalog::roll_back_torn(StoreStats& counters) {
+  DigestSet missing;
+  const ObjectMap nothing;
+  const ObjectMap* previous = &nothing;
+  for (std::size_t i = 0; i < held_.size(); ++i) {
+    std::vector<Digest> fresh;
+    const dedup::PageTable empty(identity_.kind);
+    for (const auto& [id, table] : *held_[i].objects) {
+      auto it = previous->find(id);
+      dedup::PageTable::diff(it == previous->end() ? empty : it->second, table,
+                             [&](std::uint64_t, const Digest&, const Digest& now) {
+                               if (!now.is_absent()) fresh.push_back(now);
+                             });
+    }
+    const std::vector<bool> known = context_.pages.contains(identity_.domain, fresh);
+    bool lacking = false;
+    for (std::size_t k = 0; k < fresh.size(); ++k) {
+      if (known[k]) continue;
+      missing.insert(fresh[k]);
+      lacking = true;
+    }
+    if (lacking && held_[i].info.seq > synced_seq_) {
+      spdlog::warn("store: {} and later lost pages to a power cut; the tip is now {}",
+                   name_of(held_[i].info.seq), i == 0 ? "none" : name_of(held_[i - 1].info.seq));
+      counters.rolled_back += held_.size() - i;
+      held_.resize(i);
+      return;
+    }
+    if (!missing.empty()) {
+      for (const auto& [id, table] : *held_[i].objects) {
+        table.for_each([&](std::uint64_t, const Digest& d) {
+          held_[i].info.missing_pages += missing.contains(d);
+        });
+      }
+      if (held_[i].info.missing_pages != 0) {
+        spdlog::error("store: {}: {} pages are missing from the disk", name_of(held_[i].info.seq),
+                      held_[i].info.missing_pages);
+      }
+    }
+    previous = held_[i].objects.get();
+  }
+}
+
+}  // namespace baton::storage
