@@ -1,0 +1,100 @@
+#!/usr/bin/python3
+"""Every self-checking program moves ecu1 → ecu2 → ecu3 → ecu1 under continuous
+checkpoints, each compared with the frozen original, and finds itself unharmed."""
+import os
+import time
+
+from bench import Case, find, main, tracee, wait_until
+
+PROGRAMS = {
+    "counter": [], "threads": [], "registers": [], "mappings": [], "churn": [], "signals": [], "pending": [], "tree": [], "events": [], "clocks": [],
+    "writer": ["--mib", "64", "--pages", "500"], "generator.py": [], "descriptors": ["FOLDER"], "files": ["--dir", "FOLDER"],
+}
+
+
+class Tracees(Case):
+    def go_round(self, program):
+        folder = f"{self.bench.shared}/{program}-files"
+        os.makedirs(folder, exist_ok=True)
+        arguments = [folder if a == "FOLDER" else a for a in PROGRAMS[program]]
+        name = program.split(".")[0]
+        workload = self.start(name, [tracee(program), *arguments], "--interval", "200ms", "--verify", "--standby", "ecu2")
+        workload.ready()
+        workload.verify()
+        workload.wait_commit()
+        before = workload.place()[1]
+        for node in ("ecu2", "ecu3", "ecu1"):
+            report = workload.migrate(node)
+            self.assertEqual(find(report, "strategy"), "precopy")
+            workload.verify()
+            workload.wait_commit(workload.committed())
+            workload.verify()
+            self.assertEqual(workload.count(["ecu1", "ecu2", "ecu3"]) > 0, True)
+        others = workload.count(["ecu2", "ecu3"])
+        self.assertEqual(others, 0, "processes of it are left on nodes that it has left")
+        self.assertTrue(before)
+
+
+def make(program):
+    def test(self):
+        self.go_round(program)
+    test.__doc__ = f"{program} goes round the three nodes"
+    return test
+
+
+for each in PROGRAMS:
+    setattr(Tracees, f"test_{each.split('.')[0]}_round_trip_unharmed", make(each))
+
+
+class Counter(Case):
+    nodes = 2
+
+    def test_counter_migrates_and_skips_no_number(self):
+        workload = self.start("numbers", [tracee("counter"), "5000"], "--interval", "100ms")
+        workload.ready()
+        for to in ("ecu2", "ecu1", "ecu2"):
+            time.sleep(0.3)
+            workload.migrate(to)
+        at = len(workload.lines())
+        wait_until(lambda: len(workload.lines()) > at + 20, 20, "the counter goes on")
+        numbers = [int(x.split()[1]) for x in workload.lines() if x.startswith("count ")]
+        self.assertEqual(numbers, list(range(1, len(numbers) + 1)))
+
+    def test_logs_hold_all_that_a_program_printed_since_it_moved(self):
+        self.bench.baton("run", "talker", "--node", "ecu1", "--", tracee("counter"), "20000")
+        self.addCleanup(self.bench.call, "delete", "talker", "--yes")
+        wait_until(lambda: "count 20" in self.bench.call("logs", "talker").stdout, 30, "logs of a program show its output")
+        self.bench.baton("migrate", "talker", "--to", "ecu2")
+        text = self.bench.call("logs", "talker").stdout
+        last = max(int(x.split()[1]) for x in text.splitlines() if x.startswith("count ")) if "count" in text else 20
+        wait_until(lambda: f"count {last + 20}\n" in self.bench.call("logs", "talker").stdout, 30, "logs after a move go on")
+
+    def test_protected_program_moves_with_its_children(self):
+        output = self.bench.shared + "/protected.out"
+        open(output, "w", encoding="ascii").close()
+        self.bench.exec("ecu1", "/bin/sh", "-c", f"setsid {tracee('tree')} >>{output} 2>&1 </dev/null & echo $!")
+        wait_until(lambda: "ready" in open(output, encoding="ascii").read(), 20, "the program is ready")
+        pid = min(self.bench.processes("ecu1", tracee("tree")))
+        self.bench.baton("protect", "family", "--node", "ecu1", "--pid", str(pid), "--interval", "200ms")
+        self.addCleanup(self.bench.call, "delete", "family", "--yes")
+        self.bench.baton("migrate", "family", "--to", "ecu2")
+        self.bench.exec("ecu2", "kill", "-USR1", str(self.bench.field("family", "pid")))
+        wait_until(lambda: "ok" in open(output, encoding="ascii").read().split(), 20, "it verifies itself on ecu2")
+        self.assertNotIn("FAILED", open(output, encoding="ascii").read())
+
+    def test_delete_of_a_protected_program_leaves_it_running(self):
+        output = self.bench.shared + "/spared.out"
+        open(output, "w", encoding="ascii").close()
+        self.bench.exec("ecu1", "/bin/sh", "-c", f"setsid {tracee('threads')} >>{output} 2>&1 </dev/null &")
+        wait_until(lambda: "ready" in open(output, encoding="ascii").read(), 20, "the program is ready")
+        pid = min(self.bench.processes("ecu1", tracee("threads")))
+        self.bench.baton("protect", "spared", "--node", "ecu1", "--pid", str(pid), "--interval", "100ms")
+        wait_until(lambda: int(self.bench.field("spared", "last_committed") or 0) > 2, 30, "it is checkpointed")
+        self.bench.baton("delete", "spared", "--yes")
+        self.bench.exec("ecu1", "kill", "-USR1", str(pid))
+        wait_until(lambda: "ok" in open(output, encoding="ascii").read().split(), 20, "it verifies itself afterwards")
+        self.bench.exec("ecu1", "kill", "-9", str(pid))
+
+
+if __name__ == "__main__":
+    main()
