@@ -1,0 +1,31 @@
+#include "agent/node/local_replica.h"
+
+namespace baton::node {
+
+Result<std::optional<ReplicaTip>> LocalReplica::open(std::uint64_t incarnation) {
+  BATON_TRY(store_.add_workload(identity_));
+  BATON_TRY(store_.raise_incarnation(identity_.workload, incarnation));
+  lease_ = store_.lease();
+  BATON_ASSIGN(auto tip, store_.tip(identity_.workload));
+  if (!tip) return std::optional<ReplicaTip>();
+  return std::optional<ReplicaTip>(ReplicaTip{tip->seq, tip->incarnation});
+}
+
+Result<std::vector<bool>> LocalReplica::have(std::span<const dedup::Digest> digests) {
+  return store_.pages().contains(identity_.domain, digests);
+}
+
+Result<std::uint64_t> LocalReplica::put(std::span<const storage::PagePut> pages) {
+  BATON_ASSIGN(auto done, store_.pages().put(identity_.domain, pages));
+  return std::uint64_t(done.bytes_written);
+}
+
+Result<void> LocalReplica::commit(const storage::CheckpointRecord& record,
+                                  storage::Durability durability,
+                                  std::vector<dedup::Digest>* missing) {
+  BATON_TRY(store_.commit(record, durability, missing));
+  lease_ = store_.lease();  // what is committed is marked from its root now
+  return {};
+}
+
+}  // namespace baton::node

@@ -1,0 +1,28 @@
+// LocalReplica: this node's own store as a holder of its workload's checkpoints.
+#pragma once
+
+#include <utility>
+
+#include "agent/node/replica.h"
+
+namespace baton::node {
+
+class LocalReplica final : public Replica {
+ public:
+  LocalReplica(storage::Store& store, storage::WorkloadIdentity identity)
+      : store_(store), identity_(std::move(identity)) {}
+  std::string name() const override { return "local store"; }
+  Result<std::optional<ReplicaTip>> open(std::uint64_t incarnation) override;
+  void close() override { lease_.reset(); }
+  Result<std::vector<bool>> have(std::span<const dedup::Digest> digests) override;
+  Result<std::uint64_t> put(std::span<const storage::PagePut> pages) override;
+  Result<void> commit(const storage::CheckpointRecord& record, storage::Durability durability,
+                      std::vector<dedup::Digest>* missing) override;
+
+ private:
+  storage::Store& store_;
+  const storage::WorkloadIdentity identity_;
+  storage::WriteLease lease_;
+};
+
+}  // namespace baton::node

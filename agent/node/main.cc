@@ -1,0 +1,141 @@
+// baton-agent: the unprivileged half of a node: network, store, replication. Runs until
+// SIGTERM or SIGINT; the workloads run on without it, in the warden's care.
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <CLI/CLI.hpp>
+
+#include <atomic>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+#include "agent/node/node.h"
+#include "agent/node/receiver.h"
+#include "agent/node/rpc_clients.h"
+#include "agent/node/service.h"
+#include "agent/node/session.h"
+#include "agent/node/spec.h"
+#include "agent/node/stream_replica.h"
+#include "agent/node/warden_link.h"
+#include "base/fault_point.h"
+#include "base/log.h"
+#include "storage/catalog.h"
+#include "transport/page_stream.h"
+#include "transport/rpc.h"
+
+namespace baton::node {
+namespace {
+
+struct Arguments {
+  std::string name, listen, stream_listen, coordinator, tls_dir, data_dir, warden;
+  std::string advertise, stream_advertise;
+  std::uint64_t store_budget = 0;
+};
+
+int fail(const Error& error) {
+  spdlog::error("{}", error.message());
+  return error.code == Code::kInvalid ? 2 : 1;
+}
+
+// Before the first checkpoint nothing depends on them; afterwards their order does:
+// the session and the servers end first, then the workloads' loops, then the warden's link.
+int run(const Arguments& arguments) {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  auto tls = transport::load_tls(arguments.tls_dir);
+  if (!tls) return fail(tls.error());
+  if (tls->identity.role != transport::Role::kNode || tls->identity.name != arguments.name) {
+    return fail(make_error(Code::kInvalid, "certificate", arguments.tls_dir + " is of " + tls->identity.to_string() +
+                                                              ", not of node " + arguments.name));
+  }
+  SystemClock clock;
+  std::error_code ignored;
+  std::filesystem::create_directories(arguments.data_dir, ignored);
+  storage::StoreOptions store_options;
+  store_options.retention.keep_last = kDefaultKeepLast;
+  store_options.retention.byte_budget = arguments.store_budget;
+  auto store = storage::Store::open(arguments.data_dir + "/store", store_options, clock);
+  if (!store) return fail(store.error());
+
+  auto owners = make_owner_records(arguments.coordinator, *tls);
+  std::atomic<Node*> node_ready{nullptr};
+  WardenLink warden(
+      arguments.warden,
+      [&](const pb::WardenEvent& event) {
+        if (Node* node = node_ready) node->on_warden_event(event);
+      },
+      [&] {
+        if (Node* node = node_ready) node->on_warden_connected();
+      });
+
+  Node::Options options;
+  options.name = arguments.name;
+  options.data_dir = arguments.data_dir;
+  options.self.set_node(arguments.name);
+  options.self.set_rpc(arguments.advertise.empty() ? arguments.listen : arguments.advertise);
+  options.self.set_stream(arguments.stream_advertise.empty() ? arguments.stream_listen : arguments.stream_advertise);
+  options.tls = &*tls;
+  NodeEnv env;
+  env.warden = &warden;
+  env.store = store->get();
+  env.clock = &clock;
+  env.owners = owners.get();
+  env.connect_target = [&](const pb::PeerAddress& peer) { return make_target_agent(peer, *tls); };
+  env.make_replica = [&](const pb::PeerAddress& peer, const pb::WorkloadSpec& spec,
+                         const storage::WorkloadIdentity& identity) {
+    return std::unique_ptr<Replica>(std::make_unique<StreamReplica>(
+        peer, identity, public_spec(spec), static_cast<std::uint8_t>(durability_of(spec)), *tls));
+  };
+  Node node(options, std::move(env));
+  node_ready = &node;
+  warden.start();
+
+  Receiver receiver(**store, [&](const std::string& name) { return node.runs_here(name); });
+  auto stream_server = transport::PageStreamServer::start(arguments.stream_listen, *tls, receiver);
+  if (!stream_server) return fail(stream_server.error());
+  auto service = make_agent_service(node);
+  transport::RpcServerOptions rpc_options;
+  auto rpc_server = transport::RpcServer::start(arguments.listen, *tls, {service.get()}, rpc_options);
+  if (!rpc_server) return fail(rpc_server.error());
+  auto session = std::make_unique<Session>(node, arguments.coordinator, *tls);
+  spdlog::info("node {} serves at {}, page stream at {}", arguments.name, arguments.listen, arguments.stream_listen);
+
+  int number = 0;
+  sigwait(&signals, &number);
+  spdlog::info("signal {}: stopping; the workloads run on", number);
+  session.reset();
+  node.halt();
+  (*rpc_server)->shutdown(std::chrono::milliseconds(500));
+  (*stream_server)->stop();
+  node_ready = nullptr;
+  return 0;
+}
+
+}  // namespace
+}  // namespace baton::node
+
+int main(int argc, char** argv) {
+  baton::init_logging("baton-agent");
+  baton::node::Arguments arguments;
+  CLI::App app("The unprivileged half of a Baton node");
+  app.add_option("--name", arguments.name, "This node's name, as in its certificate")->required();
+  app.add_option("--listen", arguments.listen, "IP:PORT for the coordinator and other agents")->required();
+  app.add_option("--stream-listen", arguments.stream_listen, "IP:PORT for the page stream")->required();
+  app.add_option("--advertise", arguments.advertise, "IP:PORT that others reach --listen at, when it differs");
+  app.add_option("--stream-advertise", arguments.stream_advertise, "The same for --stream-listen");
+  app.add_option("--coordinator", arguments.coordinator, "IP:PORT of the coordinator")->required();
+  app.add_option("--tls-dir", arguments.tls_dir, "Folder with ca.crt, tls.crt and tls.key")->required();
+  app.add_option("--data-dir", arguments.data_dir, "Folder for the store and this node's state")->required();
+  app.add_option("--warden", arguments.warden, "Socket of this node's warden")->required();
+  app.add_option("--store-budget", arguments.store_budget, "Bytes the store may use; 0: no limit")
+      ->transform(CLI::AsSizeValue(false));
+  CLI11_PARSE(app, argc, argv);
+  if (baton::fault_points_armed()) spdlog::warn("fault points are armed");
+  return baton::node::run(arguments);
+}

@@ -1,0 +1,66 @@
+// MigrationRun: carries out the effects of the migration state machine (migration.h) on
+// the loop's thread of the workload that moves. Blocks until the workload runs on the
+// target or here again; while the outcome of the handover is unknown it stays frozen and
+// asks, for ever.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "agent/node/workload.h"
+
+namespace baton::node {
+
+class MigrationRun {
+ public:
+  MigrationRun(Workload& workload, pb::MigrateRequest request, Workload::Progress progress);
+  Result<pb::MigrateReport> run();
+
+ private:
+  MigrationEvent perform(MigrationEffect effect);
+  MigrationEvent prepare();
+  MigrationEvent copy_round();
+  MigrationEvent freeze();
+  MigrationEvent ship();
+  MigrationEvent build_target();
+  MigrationEvent change_owner();
+  MigrationEvent ask_owner();
+  MigrationEvent reclaim();
+  MigrationEvent activate();
+  MigrationEvent thaw();
+  MigrationEvent destroy();
+  Result<void> connect_link();
+  Result<void> bulk_copy();
+  Result<void> checkpoint_when_due();
+  Result<void> prove_files(const std::vector<pb::FileProof>& files, pb::PrepareTargetRequest& request);
+  Result<void> send_file(const pb::FileProof& file);
+  Result<void> wait_drained();
+  bool pause_before_retry(std::uint32_t attempt);
+  void report(std::string_view phase, std::uint64_t bytes_left = 0);
+  std::uint64_t away_ns() const;
+  void set_state(const std::string& state);
+  void drop_link();
+
+  Workload& w_;
+  const pb::MigrateRequest request_;
+  const Workload::Progress progress_;
+  MigrationState state_;
+  std::unique_ptr<TargetAgent> target_;
+  std::shared_ptr<Replicator> link_;
+  bool own_link_ = false;
+  ReplicatorStats stats_before_;
+  std::vector<RoundMeasure> rounds_;
+  bool has_writable_files_ = false;
+  SnapshotPtr final_;
+  BootTime frozen_at_{};
+  std::chrono::steady_clock::time_point started_;
+  pb::Ownership new_owner_;
+  pb::MigrateReport report_;
+  bool converged_ = true;
+  bool destroyed_ = false;
+};
+
+}  // namespace baton::node

@@ -1,0 +1,39 @@
+// Receiver: the standby's side of the page stream, over this node's store. Refuses records
+// and openings of an older incarnation than it has seen, and of workloads whose primary is
+// this node itself. Threads: called by the stream's workers, several at once.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "proto/workload.pb.h"
+#include "storage/catalog.h"
+#include "transport/page_stream.h"
+
+namespace baton::node {
+
+class Receiver final : public transport::StreamHandler {
+ public:
+  // `runs_here(name)`: the incarnation at which the workload runs on this node; 0: it does not.
+  Receiver(storage::Store& store, std::function<std::uint64_t(const std::string&)> runs_here)
+      : store_(store), runs_here_(std::move(runs_here)) {}
+
+  Result<transport::Opened> on_open(const transport::StreamPeer& peer,
+                                    const transport::OpenRequest& request) override;
+  Result<std::string> on_fetch_checkpoint(const transport::StreamPeer& peer, std::string_view workload,
+                                          std::uint64_t seq) override;
+  Result<void> on_fetch_pages(const transport::StreamPeer& peer, std::string_view workload,
+                              const transport::DomainBytes& domain, dedup::DigestKind kind,
+                              std::span<const dedup::Digest> digests, std::span<std::byte> out,
+                              std::vector<bool>& present) override;
+  void on_stream_error(const Error& error) override;
+
+ private:
+  storage::Store& store_;
+  const std::function<std::uint64_t(const std::string&)> runs_here_;
+};
+
+// The checkpoint as a record without a parent: what a fetch and a pull carry.
+storage::CheckpointRecord full_record(const storage::Checkpoint& checkpoint);
+
+}  // namespace baton::node

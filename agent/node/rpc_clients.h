@@ -1,0 +1,16 @@
+// The real OwnerRecords and TargetAgent, over gRPC with certificates.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "agent/node/node_env.h"
+#include "transport/identity.h"
+
+namespace baton::node {
+
+std::unique_ptr<OwnerRecords> make_owner_records(const std::string& coordinator_address,
+                                                 const transport::TlsFiles& tls);
+std::unique_ptr<TargetAgent> make_target_agent(const pb::PeerAddress& peer, const transport::TlsFiles& tls);
+
+}  // namespace baton::node
