@@ -14,6 +14,7 @@
 
 #include "agent/backend/backend.h"
 #include "agent/backend/linux/remote/stopped_tree.h"
+#include "agent/backend/linux/state/machine.h"
 #include "base/error.h"
 #include "proto/checkpoint.pb.h"
 #include "proto/linux_state.pb.h"
@@ -60,12 +61,5 @@ std::vector<DescriptorObject> descriptor_objects(StateContext& context);  // of 
 void inspect(const std::vector<pid_t>& pids, pid_t keeper, const pb::WorkloadSpec& spec,
              std::vector<pb::Verdict>& verdicts, std::vector<pb::FileProof>& open_files);
 bool acceptable(const std::vector<pb::Verdict>& verdicts);   // none is "refused"
-
-// This machine: architecture, kernel, processor features, xsave layout.
-pb::MachineState machine_state();
-// kUnsupported, naming the feature, unless this machine has all that `machine` used.
-Result<void> check_machine(const pb::MachineState& machine);
-// The clocks as `pid` sees them in its time namespace.
-Result<pb::ClockState> read_clocks(pid_t pid);
 
 }  // namespace baton::linux_backend::state

@@ -1,0 +1,112 @@
+// What the parts of the state room share. Private to it.
+#pragma once
+
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "agent/backend/linux/remote/proc.h"
+#include "agent/backend/linux/state/state.h"
+#include "base/fd.h"
+
+namespace baton::linux_backend::state {
+
+struct StateContext::Impl {
+  std::map<pid_t, int> restart_calls;            // thread -> the call that its restart block stands for
+  std::vector<DescriptorObject> objects;         // of the last capture
+  std::string vdso_digest;
+  std::vector<pb::XsaveComponent> xsave_layout;
+};
+
+// A process as the descriptor reader sees it.
+struct ProcessRef {
+  pid_t pid = 0;      // ours
+  pid_t ns_pid = 0;   // inside
+};
+
+// Where problems go: capture stops at the first, inspect collects all.
+struct Problem {
+  pid_t pid = 0;
+  std::string resource, kind, verdict, detail;   // verdict: refused, differs, captured
+};
+using Report = std::function<void(const Problem&)>;
+
+inline Error refusal(const Problem& p) {
+  return make_error(Code::kUnsupported, "capture",
+                    "process " + std::to_string(p.pid) + ", " + p.resource + ": " + p.detail);
+}
+
+// fdinfo.cc ------------------------------------------------------------------
+// "key: value" lines of /proc/PID/fdinfo/FD; lines that repeat (tfd, lock, inotify) in order.
+struct FdInfo {
+  std::uint64_t position = 0;
+  std::uint32_t flags = 0;
+  std::multimap<std::string, std::string> fields;
+  std::string field(const std::string& key) const;
+};
+Result<FdInfo> read_fdinfo(pid_t pid, int fd);
+// A line of "lock:": false when it is of a kind that has no place here.
+struct LockLine {
+  enum Kind { kFlock, kPosix, kOfd, kLease, kOther } kind = kOther;
+  bool write = false;
+  pid_t pid = 0;
+  std::uint64_t start = 0, bytes = 0;   // bytes 0: to the end of the file
+};
+LockLine parse_lock(const std::string& text);
+
+// pipes.cc ---------------------------------------------------------------------
+// Content of the pipe whose read end `reader` is (ours, the same description), left in place.
+Result<void> read_pipe(int reader, bool packets, pb::Pipe& out);
+
+// sockets.cc, unix_sockets.cc ------------------------------------------------------
+struct SocketReader {
+  const pb::WorkloadSpec* spec = nullptr;
+  pb::LinuxState* out = nullptr;
+  std::set<std::uint64_t> inside;                // inodes of all sockets that the workload holds
+  std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint32_t> pairs;   // inodes, lower first -> index
+  std::map<std::uint64_t, std::uint64_t> peers;  // unix socket inode -> peer's (0: none)
+  std::map<std::uint64_t, std::uint32_t> receive_queues;  // packets or connections waiting, by inode
+  bool peers_known = false;
+  pid_t any_pid = 0;                             // whose network namespace counts
+
+  // Fills file.socket from our copy `fd`. A refusal goes into `detail`.
+  Result<void> read(int fd, std::uint64_t inode, pb::OpenFile& file, std::string& refused, std::string& differs);
+  Result<void> read_unix(int fd, std::uint64_t inode, pb::Socket& socket, std::string& refused);
+  Result<void> load_unix_peers();
+};
+void read_socket_options(int fd, pb::Socket& socket);
+
+// descriptors.cc ---------------------------------------------------------------
+struct DescriptorOptions {
+  const pb::WorkloadSpec* spec = nullptr;
+  pid_t keeper = 0;
+  bool running = false;       // inspect: descriptors may come and go meanwhile
+  Report report;              // refusals and differences
+  Report captured;            // may be empty; every descriptor that is taken as it is
+  std::vector<pb::FileProof>* proofs = nullptr;   // may be null
+};
+Result<void> read_descriptors(const std::vector<ProcessRef>& processes, const DescriptorOptions& options,
+                              pb::LinuxState& out, std::vector<DescriptorObject>& objects);
+
+// threads.cc, process.cc -----------------------------------------------------------
+// Everything of a process that needs its threads stopped.
+Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, pb::ProcessState& out);
+// What /proc tells: tree, credentials, limits, folders.
+struct Places { std::map<pid_t, pid_t> inside; };   // our pid -> inside
+Result<void> read_process(pid_t pid, const Places& places, pb::ProcessState& out);
+Result<void> add_zombies(const StoppedTree& tree, const Places& places, pb::LinuxState& out);
+// Refuses what no process may have: seccomp filters, foreign namespaces, a tracer.
+void check_process(pid_t pid, pid_t keeper, const pb::WorkloadSpec& spec, const Report& report);
+Result<void> read_credentials(pid_t tid, pb::Credentials& out);
+
+pb::ProcessState* find_or_add(pb::LinuxState& state, pid_t ns_pid);
+std::string read_status_field(const std::string& status, const std::string& key);
+
+}  // namespace baton::linux_backend::state

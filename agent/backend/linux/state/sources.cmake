@@ -1,0 +1,6 @@
+# state/: everything of a stopped tree that is not memory.
+find_package(OpenSSL REQUIRED)
+baton_room(linux_state SOURCES
+  state/capture.cc state/descriptors.cc state/fdinfo.cc state/inspect.cc state/machine.cc
+  state/pipes.cc state/process.cc state/sockets.cc state/threads.cc state/unix_sockets.cc
+  DEPS base proto linux_remote OpenSSL::Crypto)
