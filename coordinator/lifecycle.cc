@@ -260,28 +260,28 @@ Result<void> Coordinator::update_workload(const pb::WorkloadSpec& wanted, const 
   spec.set_domain(record.spec().domain());
   spec.set_hash_key(record.spec().hash_key());
   spec.set_node(record.spec().node());
-  if (wanted.standbys_size() > 0 || wanted.standby_count() > 0) {
-    PlacementRequest request;
-    request.standby_count = std::max(wanted.standby_count(),
-                                     static_cast<std::uint32_t>(wanted.standbys_size()));
+  const bool same_named =
+      wanted.standbys_size() == record.spec().standbys_size() &&
+      std::equal(wanted.standbys().begin(), wanted.standbys().end(),
+                 record.spec().standbys().begin());
+  if (wanted.standbys_size() > 0 && !same_named) {
     record.clear_standbys();
-    if (wanted.standbys_size() > 0) {
-      for (const auto& standby : wanted.standbys()) {
-        BATON_TRY(ready_node(standby, "apply"));
-        if (standby == one.owner.owner()) {
-          return make_error(Code::kInvalid, "apply",
-                            wanted.name() + " runs on " + standby + ", it cannot stand by there");
-        }
-        record.add_standbys(standby);
+    for (const auto& standby : wanted.standbys()) {
+      BATON_TRY(ready_node(standby, "apply"));
+      if (standby == one.owner.owner()) {
+        return make_error(Code::kInvalid, "apply",
+                          wanted.name() + " runs on " + standby + ", it cannot stand by there");
       }
-    } else {
-      auto chosen = choose_standbys(request, one.owner.owner(), standbys_of(one), candidates());
-      for (const auto& standby : chosen.standbys) record.add_standbys(standby);
+      record.add_standbys(standby);
     }
-    record.set_wanted_standbys(request.standby_count);
-  } else {
-    *spec.mutable_standbys() = record.spec().standbys();
-    spec.set_standby_count(record.spec().standby_count());
+    record.set_wanted_standbys(static_cast<std::uint32_t>(wanted.standbys_size()));
+  } else if (wanted.standbys_size() == 0) {
+    PlacementRequest request;
+    request.standby_count = wanted.standby_count();
+    auto chosen = choose_standbys(request, one.owner.owner(), standbys_of(one), candidates());
+    record.clear_standbys();
+    for (const auto& standby : chosen.standbys) record.add_standbys(standby);
+    record.set_wanted_standbys(wanted.standby_count());
   }
   *record.mutable_spec() = spec;
   BATON_TRY(commit(Transaction()

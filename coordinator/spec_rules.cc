@@ -144,9 +144,7 @@ SpecDifference compare_specs(const pb::WorkloadSpec& now, const pb::WorkloadSpec
     const std::string name(field->name());
     if (std::count(kIgnored.begin(), kIgnored.end(), name) > 0) continue;
     if (name == "standbys" && wanted.standbys_size() == 0) continue;
-    if (name == "standby_count" && (wanted.standbys_size() > 0 || wanted.standby_count() == 0)) {
-      continue;
-    }
+    if (name == "standby_count" && wanted.standbys_size() > 0) continue;
     pb::WorkloadSpec a, b;
     std::vector<const google::protobuf::FieldDescriptor*> fields = {field};
     google::protobuf::util::MessageDifferencer differ;

@@ -29,7 +29,7 @@ Result<void> check_spec(const pb::WorkloadSpec& spec_untrusted);
 void fill_defaults(pb::WorkloadSpec& spec);
 
 // The differences that an update from `now` to `wanted` would make, both with defaults.
-// Node, standbys and count count only when `wanted` names them.
+// The node is where it first ran and never differs; standbys count only when named.
 struct SpecDifference {
   std::vector<std::string> changeable;  // "interval 20000 us -> 100000 us"
   std::vector<std::string> fixed;       // fields that need a delete and a new run

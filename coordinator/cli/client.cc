@@ -1,0 +1,176 @@
+#include "coordinator/cli/client.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include "proto/coordinator.grpc.pb.h"
+#include "transport/rpc.h"
+
+namespace baton::cli {
+namespace {
+
+class GrpcClient final : public Client {
+ public:
+  GrpcClient(std::string address, std::shared_ptr<grpc::Channel> channel)
+      : address_(std::move(address)),
+        channel_(std::move(channel)),
+        stub_(pb::Coordinator::NewStub(channel_)) {}
+
+  Result<void> greet() {
+    auto answer = unary<pb::VersionInfo>("reach the coordinator", &Stub::Version, pb::Empty(),
+                                         kConnectTimeout);
+    if (!answer) {
+      Error error = answer.error();
+      if (error.code != Code::kNotAllowed) {
+        error.code = Code::kUnreachable;
+        if (error.hint.empty()) {
+          error.hint = "Check that it runs, and --coordinator or BATON_COORDINATOR.";
+        }
+      }
+      return error;
+    }
+    version_ = *answer;
+    return {};
+  }
+
+  const pb::VersionInfo& version() const override { return version_; }
+  Result<pb::ListNodesResponse> list_nodes() override {
+    return unary<pb::ListNodesResponse>("node ls", &Stub::ListNodes, pb::Empty());
+  }
+  Result<pb::NodeInfo> show_node(const std::string& name) override {
+    pb::NodeName request;
+    request.set_name(name);
+    return unary<pb::NodeInfo>("node show", &Stub::ShowNode, request);
+  }
+  Result<pb::ListWorkloadsResponse> list_workloads() override {
+    return unary<pb::ListWorkloadsResponse>("ls", &Stub::ListWorkloads, pb::Empty());
+  }
+  Result<pb::WorkloadInfo> show_workload(const std::string& name) override {
+    return unary<pb::WorkloadInfo>("show", &Stub::ShowWorkload, named(name));
+  }
+  Result<pb::ListCheckpointsResponse> list_checkpoints(const std::string& name) override {
+    pb::ListCheckpointsRequest request;
+    request.set_name(name);
+    return unary<pb::ListCheckpointsResponse>("checkpoints", &Stub::ListCheckpoints, request);
+  }
+  Result<pb::WorkloadInfo> run(const pb::RunWorkloadRequest& request) override {
+    return unary<pb::WorkloadInfo>("run", &Stub::Run, request);
+  }
+  Result<pb::ApplyResponse> apply(const pb::ApplyRequest& request) override {
+    return unary<pb::ApplyResponse>("apply", &Stub::Apply, request);
+  }
+  Result<void> remove(const pb::DeleteRequest& request) override {
+    return drop(unary<pb::Empty>("delete", &Stub::Delete, request));
+  }
+  Result<pb::CheckpointInfo> checkpoint(const pb::CheckpointNowRequest& request) override {
+    return unary<pb::CheckpointInfo>("checkpoint", &Stub::Checkpoint, request);
+  }
+  Result<void> abort_migration(const std::string& name) override {
+    return drop(unary<pb::Empty>("abort migration", &Stub::AbortMigration, named(name)));
+  }
+  Result<pb::AgentInspectResponse> inspect(const pb::InspectWorkloadRequest& request) override {
+    return unary<pb::AgentInspectResponse>("dry run", &Stub::Inspect, request);
+  }
+
+  Result<void> migrate(const pb::MigrateWorkloadRequest& request,
+                       const Sink<pb::MigrateProgress>& sink,
+                       std::chrono::nanoseconds timeout) override {
+    grpc::ClientContext context;
+    limit(context, timeout);
+    return stream("migrate", context, stub_->Migrate(&context, request), sink);
+  }
+  Result<void> restore(const pb::RestoreWorkloadRequest& request,
+                       const Sink<pb::RestoreProgress>& sink,
+                       std::chrono::nanoseconds timeout) override {
+    grpc::ClientContext context;
+    limit(context, timeout);
+    return stream("restore", context, stub_->Restore(&context, request), sink);
+  }
+  Result<void> failover(const pb::FailoverRequest& request, const Sink<pb::RestoreProgress>& sink,
+                        std::chrono::nanoseconds timeout) override {
+    grpc::ClientContext context;
+    limit(context, timeout);
+    return stream("failover", context, stub_->Failover(&context, request), sink);
+  }
+  Result<void> events(const pb::EventsRequest& request, const Sink<pb::Event>& sink) override {
+    grpc::ClientContext context;
+    return stream("events", context, stub_->Events(&context, request), sink);
+  }
+  Result<void> logs(const pb::AgentLogsRequest& request, const Sink<pb::LogChunk>& sink) override {
+    grpc::ClientContext context;
+    return stream("logs", context, stub_->Logs(&context, request), sink);
+  }
+
+ private:
+  using Stub = pb::Coordinator::Stub;
+
+  template <typename Response, typename Method, typename Request>
+  Result<Response> unary(const char* operation, Method method, const Request& request,
+                         std::chrono::nanoseconds timeout = kCallTimeout) {
+    grpc::ClientContext context;
+    transport::set_deadline(context, timeout);
+    Response response;
+    const grpc::Status status = ((*stub_).*method)(&context, request, &response);
+    if (!status.ok()) return transport::from_status(status, operation, peer());
+    return response;
+  }
+  template <typename Message>
+  Result<void> stream(const char* operation, grpc::ClientContext& context,
+                      std::unique_ptr<grpc::ClientReader<Message>> reader,
+                      const Sink<Message>& sink) {
+    Message message;
+    bool left = false;
+    while (reader->Read(&message)) {
+      if (!left && !sink(message)) {
+        left = true;
+        context.TryCancel();
+      }
+    }
+    const grpc::Status status = reader->Finish();
+    if (left) return {};
+    return transport::to_result(status, operation, peer());
+  }
+  static void limit(grpc::ClientContext& context, std::chrono::nanoseconds timeout) {
+    if (timeout.count() > 0) transport::set_deadline(context, timeout);
+  }
+  static Result<void> drop(const Result<pb::Empty>& result) {
+    if (!result) return result.error();
+    return {};
+  }
+  static pb::WorkloadName named(const std::string& name) {
+    pb::WorkloadName out;
+    out.set_name(name);
+    return out;
+  }
+  std::string peer() const { return "coordinator " + address_; }
+
+  const std::string address_;
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<Stub> stub_;
+  pb::VersionInfo version_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Client>> Client::connect(const std::string& address,
+                                                const std::string& tls_dir) {
+  if (address.empty()) {
+    return make_error(Code::kInvalid, "reach the coordinator", "no address given",
+                      "Set BATON_COORDINATOR=IP:PORT or give --coordinator.");
+  }
+  if (tls_dir.empty()) {
+    return make_error(Code::kInvalid, "reach the coordinator", "no certificate given",
+                      "Set BATON_TLS_DIR=DIR or give --tls-dir.");
+  }
+  auto tls = transport::load_tls(tls_dir);
+  if (!tls) {
+    Error error = tls.error();
+    if (error.code == Code::kNotFound) error.code = Code::kInvalid;  // not the thing asked for
+    return error;
+  }
+  auto client = std::make_unique<GrpcClient>(
+      address, transport::make_channel(address, *tls, transport::Role::kCoordinator));
+  BATON_TRY(client->greet());
+  return std::unique_ptr<Client>(std::move(client));
+}
+
+}  // namespace baton::cli

@@ -1,0 +1,132 @@
+// node, events, version, and the verbs whose engine is not there yet.
+#include "coordinator/cli/commands.h"
+#include "coordinator/cli/render.h"
+
+namespace baton::cli {
+
+CLI::App* add_verb(CLI::App& parent, Context& context, const std::string& name,
+                   const std::string& help) {
+  CLI::App* verb = parent.add_subcommand(name, help);
+  verb->add_option("--coordinator", context.coordinator, "IP:PORT of the coordinator")
+      ->envname("BATON_COORDINATOR");
+  verb->add_option("--tls-dir", context.tls_dir, "folder with ca.crt, tls.crt and tls.key")
+      ->envname("BATON_TLS_DIR");
+  verb->add_option("-o,--output", context.output, "table or json")
+      ->check(CLI::IsMember({"table", "json"}));
+  return verb;
+}
+
+namespace {
+
+void add_missing(CLI::App& parent, Context& context, const std::string& name,
+                 const std::string& help) {
+  CLI::App* verb = add_verb(parent, context, name, help + " (not in this version)");
+  verb->allow_extras();
+  verb->callback([&context, verb] {
+    context.exit = print_error(make_error(
+        Code::kUnsupported, verb->get_name(), "this version of Baton cannot do that yet",
+        "See baton --help for what it can."));
+  });
+}
+
+}  // namespace
+
+void add_cluster_commands(CLI::App& app, Context& context) {
+  CLI::App* node = app.add_subcommand("node", "nodes of the cluster");
+  node->require_subcommand(1);
+  add_verb(*node, context, "ls", "list the nodes")->callback([&context] {
+    context.with_client([&](Client& client) -> Result<int> {
+      BATON_ASSIGN(auto nodes, client.list_nodes());
+      if (context.json()) {
+        Json list = Json::array();
+        for (const auto& one : nodes.nodes()) list.push_back(node_json(one));
+        print_json(list);
+      } else {
+        print(nodes_table(nodes));
+      }
+      return kExitDone;
+    });
+  });
+  {
+    CLI::App* verb = add_verb(*node, context, "show", "what a node is and can do");
+    auto name = std::make_shared<std::string>();
+    verb->add_option("NODE", *name, "the node")->required();
+    verb->callback([&context, name] {
+      context.with_client([&](Client& client) -> Result<int> {
+        BATON_ASSIGN(auto info, client.show_node(*name));
+        if (context.json()) {
+          print_json(node_json(info));
+        } else {
+          print(node_text(info));
+        }
+        return kExitDone;
+      });
+    });
+  }
+  add_missing(*node, context, "drain", "move everything off a node");
+  add_missing(*node, context, "resume", "let a drained node take workloads again");
+  {
+    CLI::App* verb = add_verb(app, context, "events", "what happened");
+    auto follow = std::make_shared<bool>(false);
+    auto request = std::make_shared<pb::EventsRequest>();
+    auto after = std::make_shared<std::uint64_t>(0);
+    auto workload = std::make_shared<std::string>();
+    verb->add_flag("-f,--follow", *follow, "go on with what happens from now on");
+    verb->add_option("--after", *after, "only events with a larger id");
+    verb->add_option("--workload", *workload, "only of this workload");
+    verb->callback([&context, follow, after, workload] {
+      context.with_client([&](Client& client) -> Result<int> {
+        pb::EventsRequest ask;
+        ask.set_follow(*follow);
+        ask.set_after_id(*after);
+        ask.set_workload(*workload);
+        Json list = Json::array();
+        BATON_TRY(client.events(ask, [&](const pb::Event& event) {
+          if (!context.json()) {
+            print(event_line(event));
+          } else if (*follow) {
+            print(event_json(event).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+          } else {
+            list.push_back(event_json(event));
+          }
+          return true;
+        }));
+        if (context.json() && !*follow) print_json(list);
+        return kExitDone;
+      });
+    });
+  }
+  {
+    CLI::App* verb = add_verb(app, context, "version", "this program's version, and the coordinator's");
+    verb->callback([&context] {
+      Json json = {{"version", BATON_VERSION}};
+      std::string text = std::string("baton ") + BATON_VERSION + "\n";
+      if (!context.coordinator.empty()) {
+        auto client = context.connect();
+        if (client) {
+          const auto& version = (*client)->version();
+          json["coordinator"] = {{"version", version.version()},
+                                 {"commit", version.commit()},
+                                 {"cluster", version.cluster()}};
+          text += "coordinator " + version.version() + ", cluster " + version.cluster() + "\n";
+        } else {
+          context.exit = print_error(client.error());
+        }
+      }
+      if (context.json()) {
+        print_json(json);
+      } else {
+        print(text);
+      }
+    });
+  }
+  add_missing(app, context, "top", "live view of all workloads");
+  add_missing(app, context, "diff", "compare two checkpoints");
+  add_missing(app, context, "analyze", "duplication in checkpoints");
+  add_missing(app, context, "export", "a checkpoint as a core file");
+  CLI::App* store = app.add_subcommand("store", "the page stores (not in this version)");
+  store->require_subcommand(1);
+  for (const char* name : {"stat", "gc", "verify"}) add_missing(*store, context, name, name);
+}
+
+}  // namespace baton::cli

@@ -1,0 +1,33 @@
+// Answers of the coordinator as JSON and as text. The JSON fields are stable: docs/cli.md.
+#pragma once
+
+#include <string>
+
+#include "coordinator/cli/output.h"
+#include "proto/coordinator.pb.h"
+
+namespace baton::cli {
+
+Json node_json(const pb::NodeInfo& node);
+std::string nodes_table(const pb::ListNodesResponse& nodes);
+std::string node_text(const pb::NodeInfo& node);
+
+Json workload_json(const pb::WorkloadInfo& info);
+std::string workloads_table(const pb::ListWorkloadsResponse& list);
+std::string workload_text(const pb::WorkloadInfo& info, bool why);
+
+Json checkpoint_json(const pb::CheckpointInfo& info);
+std::string checkpoints_table(const pb::ListCheckpointsResponse& list);
+
+Json event_json(const pb::Event& event);
+std::string event_line(const pb::Event& event);
+
+Json verdict_json(const pb::Verdict& verdict);
+std::string verdicts_table(const google::protobuf::RepeatedPtrField<pb::Verdict>& verdicts);
+
+Json handover_json(const pb::MigrateReport& report);
+std::string handover_text(const std::string& name, const pb::MigrateReport& report);
+
+std::string mode_name(pb::Mode mode);
+
+}  // namespace baton::cli
