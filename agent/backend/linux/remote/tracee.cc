@@ -145,6 +145,17 @@ Result<void> Tracee::detach() {
   return given_back;
 }
 
+void Tracee::let_go(std::chrono::nanoseconds timeout) {
+  Impl& t = *impl_;
+  if (!t.seized || t.gone) return;
+  if (!t.stopped && !await_stop(timeout)) {
+    if (!t.gone) taint_thread();
+    t.seized = false;
+    return;
+  }
+  (void)detach();
+}
+
 // --- memory ---------------------------------------------------------------
 
 Result<void> Tracee::Impl::open_mem() {

@@ -60,6 +60,9 @@ class Tracee {
   Result<void> await_stop(std::chrono::nanoseconds timeout = std::chrono::seconds(5));
   Result<void> resume();           // stays seized
   Result<void> detach();           // gives everything back
+  // As detach, but a thread that does not stop within `timeout` is left to the end of the
+  // calling thread, which is tainted then.
+  void let_go(std::chrono::nanoseconds timeout);
 
   // Injected system calls, in the stopped thread. The value as the kernel returned it
   // (-errno for errors) in syscall(); checked() turns -errno into an Error naming `what`.

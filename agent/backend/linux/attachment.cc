@@ -1,0 +1,327 @@
+#include "agent/backend/linux/attachment.h"
+
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "agent/backend/linux/remote/proc.h"
+#include "base/fault_point.h"
+#include "base/log.h"
+
+namespace baton::linux_backend {
+namespace {
+using std::chrono::steady_clock;
+
+bool same_memory(pid_t a, pid_t b) { return ::syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0; }
+
+bool is_gone(const Error& e) { return e.code == Code::kTraceeGone; }
+
+}  // namespace
+
+LinuxAttachment::LinuxAttachment(const backend::AttachTarget& target) : target_(target) {
+  members_ = {target.cgroup, target.root, target.keeper};
+}
+
+LinuxAttachment::~LinuxAttachment() {
+  tracer_.run([&] { kept_.reset(); });
+}
+
+Result<std::unique_ptr<LinuxAttachment>> LinuxAttachment::attach(const backend::AttachTarget& target) {
+  std::unique_ptr<LinuxAttachment> a(new LinuxAttachment(target));
+  Result<void> outcome = {};
+  a->tracer_.run([&] {
+    outcome = [&]() -> Result<void> {
+      BATON_ASSIGN(auto pids, a->members_.list());
+      for (pid_t pid : pids) BATON_TRY(check_native_program(pid));
+      return a->take_up(pids, nullptr);
+    }();
+  });
+  if (!outcome) return std::move(outcome).error();
+  if (a->processes_.empty()) return make_error(Code::kTraceeGone, "attach", "the workload has ended");
+  return a;
+}
+
+std::string LinuxAttachment::tracker_name() const {
+  std::string name;
+  for (const auto& [pid, p] : processes_) {
+    std::string mine(p.space->tracker().name());
+    if (name.empty()) name = mine;
+    else if (name != mine) name = "mixed";
+  }
+  return name;
+}
+
+// --- which processes there are ---------------------------------------------
+
+Result<void> LinuxAttachment::take_up_one(pid_t pid, Tracee& thread) {
+  BATON_ASSIGN(TaskStatus status, read_task_status(pid));
+  Process p;
+  p.ns_pid = status.ns_tids.empty() ? pid : status.ns_tids.back();
+  for (auto& [other, q] : processes_) {
+    if (same_memory(pid, other)) {
+      p.space = q.space;
+      break;
+    }
+  }
+  if (!p.space) {
+    BATON_ASSIGN(auto space, AddressSpace::attach(pid, next_object_, thread, target_.tracker,
+                                                  target_.spec.verify()));
+    ++next_object_;
+    p.space = std::move(space);
+  }
+  processes_[pid] = std::move(p);
+  return {};
+}
+
+// Processes that are not known yet. With `frozen` they are stopped; else each is stopped for
+// as long as it takes.
+Result<void> LinuxAttachment::take_up(const std::vector<pid_t>& pids, Freeze* frozen) {
+  for (pid_t pid : pids) {
+    if (processes_.contains(pid)) continue;
+    if (frozen != nullptr) {
+      for (auto& p : frozen->processes()) {
+        if (p.pid != pid) continue;
+        auto it = std::find_if(p.threads.begin(), p.threads.end(),
+                               [](const StoppedThread& t) { return t.tracee != nullptr; });
+        BATON_TRY(take_up_one(pid, *it->tracee));
+      }
+      continue;
+    }
+    auto tids = list_threads(pid);
+    if (!tids) continue;
+    for (pid_t tid : *tids) {
+      auto outcome = [&]() -> Result<void> {
+        BATON_ASSIGN(Tracee tracee, Tracee::seize(tid));
+        if (auto stopped = tracee.stop(std::chrono::milliseconds(500)); !stopped) {
+          tracee.let_go(std::chrono::milliseconds(1));
+          return stopped;
+        }
+        BATON_TRY(take_up_one(pid, tracee));
+        return tracee.detach();
+      }();
+      if (outcome) break;
+      if (outcome.error().code == Code::kTimedOut) break;   // in vfork: the freeze will see
+      if (!is_gone(outcome.error())) return outcome;
+    }
+  }
+  return {};
+}
+
+void LinuxAttachment::drop_ended(const std::vector<pid_t>& pids) {
+  std::erase_if(processes_, [&](const auto& entry) {
+    return !std::binary_search(pids.begin(), pids.end(), entry.first);
+  });
+}
+
+// Processes that shared memory when they were taken up and do so no more: which of them has
+// the old memory is not worth finding out; both begin anew.
+void LinuxAttachment::drop_split_spaces() {
+  if (processes_.size() < 2) return;
+  std::set<const AddressSpace*> split;
+  for (const auto& [pid, p] : processes_) {
+    if (p.space.use_count() < 2) continue;
+    bool owner_here = false;
+    for (const auto& [other, q] : processes_) {
+      if (other == pid || q.space != p.space) continue;
+      if (!same_memory(pid, other)) split.insert(p.space.get());
+    }
+    for (const auto& [other, q] : processes_) {
+      if (other == p.space->pid() && q.space == p.space) owner_here = true;
+    }
+    if (!owner_here) split.insert(p.space.get());
+  }
+  for (auto it = processes_.begin(); it != processes_.end();) {
+    // The last one left of a group whose first has ended reads through a pid that is gone.
+    bool orphan = it->second.space.use_count() == 1 && it->second.space->pid() != it->first;
+    if (orphan || split.contains(it->second.space.get())) it = processes_.erase(it);
+    else ++it;
+  }
+}
+
+// --- memory ------------------------------------------------------------------
+
+Result<void> LinuxAttachment::collect_private(backend::PageSink& sink, Freeze* frozen,
+                                              backend::RoundStats& stats) {
+  std::vector<pid_t> pids;
+  if (frozen != nullptr) {
+    for (auto& p : frozen->processes()) pids.push_back(p.pid);
+    std::sort(pids.begin(), pids.end());
+  } else {
+    BATON_ASSIGN(pids, members_.list());
+  }
+  drop_ended(pids);
+  drop_split_spaces();
+  BATON_TRY(take_up(pids, frozen));
+  std::vector<AddressSpace*> done;
+  for (int pass = 0; pass < 2; ++pass) {
+    std::vector<pid_t> renewed;
+    for (auto& [pid, p] : processes_) {
+      AddressSpace* space = p.space.get();
+      if (std::find(done.begin(), done.end(), space) != done.end()) continue;
+      auto found = space->collect(sink);
+      if (found) {
+        stats.pages_written += *found;
+        done.push_back(space);
+      } else if (is_gone(found.error())) {
+        renewed.push_back(pid);
+      } else {
+        return std::move(found).error();
+      }
+    }
+    if (renewed.empty()) return {};
+    // They execute another program now, or have ended.
+    for (pid_t pid : renewed) processes_.erase(pid);
+    if (pass == 0) BATON_TRY(take_up(renewed, frozen));
+  }
+  return {};
+}
+
+Result<void> LinuxAttachment::copy_private(backend::PageSink& sink, backend::RoundStats& stats) {
+  std::set<AddressSpace*> done;
+  for (auto& [pid, p] : processes_) {
+    if (!done.insert(p.space.get()).second) continue;
+    auto copied = p.space->copy(sink);
+    if (!copied) {
+      if (is_gone(copied.error())) continue;   // collected anew, or left out, next time
+      return std::move(copied).error();
+    }
+    stats.pages_copied += *copied;
+  }
+  return {};
+}
+
+Result<SharedObject*> LinuxAttachment::shared_object(Fd fd, pb::MemoryObjectKind kind,
+                                                     const std::string& name) {
+  struct stat st {};
+  if (::fstat(fd.get(), &st) != 0) return errno_error("stat", name);
+  FileKey key{st.st_dev, st.st_ino};
+  auto it = shared_.find(key);
+  if (it == shared_.end()) {
+    auto object = std::make_unique<SharedObject>(next_object_++, kind, name, std::move(fd));
+    it = shared_.emplace(key, std::move(object)).first;
+  }
+  return it->second.get();
+}
+
+Result<SharedObject*> LinuxAttachment::shared_mapping(const MemoryMap& map, const Vma& v) {
+  FileKey key{v.device, v.inode};
+  if (auto it = by_maps_key_.find(key); it != by_maps_key_.end()) return it->second;
+  char link[96];
+  std::snprintf(link, sizeof link, "/proc/%d/map_files/%llx-%llx", map.pid(),
+                static_cast<unsigned long long>(v.start), static_cast<unsigned long long>(v.end));
+  BATON_ASSIGN(Fd fd, open_file(link, O_RDONLY));
+  pb::MemoryObjectKind kind = pb::MEMORY_OBJECT_SHARED;
+  if (v.file != nullptr && v.file->kind == FileKind::kSysv) kind = pb::MEMORY_OBJECT_SYSV;
+  BATON_ASSIGN(SharedObject * object, shared_object(std::move(fd), kind, std::string(map.path(v))));
+  by_maps_key_[key] = object;
+  return object;
+}
+
+Result<void> LinuxAttachment::copy_shared(backend::PageSink& sink, backend::RoundStats& stats) {
+  for (auto& [key, object] : shared_) object->seen = false;
+  for (auto& [pid, p] : processes_) {
+    const MemoryMap& map = p.space->map();
+    for (const Vma& v : map.vmas()) {
+      if (v.kind != pb::MAPPING_SHARED) continue;
+      auto object = shared_mapping(map, v);
+      if (!object) {
+        // Beside a running program the mapping may be gone already.
+        if (object.error().code == Code::kNotFound) continue;
+        return std::move(object).error();
+      }
+      if ((*object)->seen) continue;
+      (*object)->seen = true;
+      BATON_ASSIGN(std::uint64_t copied, (*object)->copy(sink));
+      stats.pages_copied += copied;
+      stats.pages_written += copied;
+    }
+  }
+  return {};
+}
+
+// Objects that the last capture has not met are gone for good.
+void LinuxAttachment::drop_unseen_objects() {
+  std::erase_if(by_maps_key_, [](const auto& e) { return !e.second->seen; });
+  std::erase_if(shared_, [](const auto& e) { return !e.second->seen; });
+}
+
+void LinuxAttachment::copy_again(std::span<const backend::PageRange> ranges) {
+  for (const auto& r : ranges) {
+    for (auto& [pid, p] : processes_) {
+      if (p.space->object() == r.object) {
+        p.space->copy_again({r.first_page, r.count});
+        break;
+      }
+    }
+    for (auto& [key, object] : shared_) {
+      if (object->object() == r.object) object->copy_again({r.first_page, r.count});
+    }
+  }
+}
+
+std::uint64_t LinuxAttachment::pages_pending() const {
+  std::uint64_t pending = 0;
+  std::set<const AddressSpace*> done;
+  for (const auto& [pid, p] : processes_) {
+    if (done.insert(p.space.get()).second) pending += p.space->pages_pending();
+  }
+  for (const auto& [key, object] : shared_) {
+    if (object->seen) pending += object->pages_pending();
+  }
+  return pending;
+}
+
+// --- rounds ------------------------------------------------------------------
+
+Result<backend::RoundStats> LinuxAttachment::round(backend::PageSink& sink,
+                                                   std::span<const backend::PageRange> again) {
+  Result<backend::RoundStats> outcome = backend::RoundStats{};
+  tracer_.run([&] { outcome = do_round(sink, again); });
+  return outcome;
+}
+
+Result<backend::RoundStats> LinuxAttachment::do_round(backend::PageSink& sink,
+                                                      std::span<const backend::PageRange> again) {
+  if (kept_) return make_error(Code::kInvalid, "copy round", "the workload is frozen");
+  backend::RoundStats stats;
+  auto start = steady_clock::now();
+  copy_again(again);
+  BATON_TRY(collect_private(sink, nullptr, stats));
+  BATON_TRY(fault_point("round.collected"));
+  auto collected = steady_clock::now();
+  BATON_TRY(copy_private(sink, stats));
+  BATON_TRY(copy_shared(sink, stats));
+  stats.scan = collected - start;
+  stats.copy = steady_clock::now() - collected;
+  stats.pages_pending = pages_pending();
+  return stats;
+}
+
+Result<void> LinuxAttachment::thaw() {
+  Result<void> outcome = {};
+  tracer_.run([&] {
+    if (kept_) outcome = kept_->release();
+    kept_.reset();
+  });
+  return outcome;
+}
+
+Result<void> LinuxAttachment::destroy() {
+  Result<void> outcome = {};
+  tracer_.run([&] {
+    if (!kept_) {
+      outcome = make_error(Code::kInvalid, "destroy", "the workload is not frozen");
+      return;
+    }
+    outcome = kept_->kill_all();
+    kept_.reset();
+  });
+  return outcome;
+}
+
+}  // namespace baton::linux_backend

@@ -1,0 +1,80 @@
+// The linux backend's Attachment: a process tree with one AddressSpace per address space and
+// one SharedObject per shared one, kept between captures; nothing is traced or stopped then.
+//
+// Threads: calls from any thread, one at a time; tracing happens on a thread of its own.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "agent/backend/backend.h"
+#include "agent/backend/linux/memory/address_space.h"
+#include "agent/backend/linux/memory/shared_object.h"
+#include "agent/backend/linux/remote/freeze.h"
+#include "agent/backend/linux/remote/ptrace_thread.h"
+#include "agent/backend/linux/state/state.h"
+
+namespace baton::linux_backend {
+
+class LinuxAttachment final : public backend::Attachment {
+ public:
+  // Takes up every process, tracked from here on. Fails as Backend::attach.
+  static Result<std::unique_ptr<LinuxAttachment>> attach(const backend::AttachTarget& target);
+  ~LinuxAttachment() override;
+
+  std::string tracker_name() const override;
+  Result<backend::RoundStats> round(backend::PageSink& sink,
+                                    std::span<const backend::PageRange> again) override;
+  Result<backend::CaptureStats> capture(const backend::CaptureOptions& options, backend::PageSink& sink,
+                                        pb::Manifest& manifest) override;
+  Result<void> thaw() override;
+  Result<void> destroy() override;
+
+ private:
+  struct Process {
+    pid_t ns_pid = 0;
+    std::shared_ptr<AddressSpace> space;
+  };
+  // A shared object is one file, whatever device and inode number it shows where.
+  using FileKey = std::pair<std::uint64_t, std::uint64_t>;
+  struct Captured;          // what a freeze leaves to be written into the manifest after the thaw
+
+  explicit LinuxAttachment(const backend::AttachTarget& target);
+
+  // All on the tracing thread.
+  Result<void> take_up(const std::vector<pid_t>& pids, Freeze* frozen);
+  Result<void> take_up_one(pid_t pid, Tracee& thread);
+  void drop_ended(const std::vector<pid_t>& pids);
+  void drop_split_spaces();
+  Result<void> collect_private(backend::PageSink& sink, Freeze* frozen, backend::RoundStats& stats);
+  Result<void> copy_private(backend::PageSink& sink, backend::RoundStats& stats);
+  Result<void> copy_shared(backend::PageSink& sink, backend::RoundStats& stats);
+  Result<SharedObject*> shared_object(Fd fd, pb::MemoryObjectKind kind, const std::string& name);
+  Result<SharedObject*> shared_mapping(const MemoryMap& map, const Vma& v);
+  void drop_unseen_objects();
+  void copy_again(std::span<const backend::PageRange> ranges);
+  std::uint64_t pages_pending() const;
+
+  Result<backend::RoundStats> do_round(backend::PageSink& sink, std::span<const backend::PageRange> again);
+  Result<backend::CaptureStats> do_capture(const backend::CaptureOptions& options,
+                                           backend::PageSink& sink, pb::Manifest& manifest);
+  Result<void> capture_frozen(Freeze& freeze, const backend::CaptureOptions& options,
+                              backend::PageSink& sink, backend::CaptureStats& stats, Captured& out);
+  Result<void> order_tree(StoppedTree& tree);
+  void write_manifest(const Captured& captured, pb::Manifest& manifest);
+  void prove_files(const Captured& captured, pb::Manifest& manifest);
+
+  backend::AttachTarget target_;
+  Members members_;
+  std::map<pid_t, Process> processes_;
+  std::map<FileKey, std::unique_ptr<SharedObject>> shared_;
+  std::map<FileKey, SharedObject*> by_maps_key_;   // device and inode as maps writes them
+  state::StateContext state_;
+  std::uint64_t next_object_ = 1;
+  std::unique_ptr<Freeze> kept_;                   // after keep_frozen
+  PtraceThread tracer_;
+};
+
+}  // namespace baton::linux_backend

@@ -1,0 +1,254 @@
+// The freeze: everything between the first thread's stop and the last one's resume, and the
+// manifest, which is written after it.
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "agent/backend/linux/attachment.h"
+#include "agent/backend/linux/remote/proc.h"
+#include "agent/backend/linux/state/machine.h"
+#include "base/fault_point.h"
+
+namespace baton::linux_backend {
+namespace {
+using std::chrono::steady_clock;
+}
+
+struct LinuxAttachment::Captured {
+  struct Memory {
+    pid_t ns_pid = 0;
+    std::shared_ptr<AddressSpace> space;
+    pid_t shares_with = 0;           // ns_pid
+    std::uint64_t brk = 0;
+  };
+  std::vector<Memory> memories;      // in the tree's order
+  std::vector<std::pair<std::uint32_t, std::uint64_t>> descriptor_objects;  // open file, object
+  pb::LinuxState state;
+  pb::ClockState clocks;
+};
+
+Result<backend::CaptureStats> LinuxAttachment::capture(const backend::CaptureOptions& options,
+                                                       backend::PageSink& sink, pb::Manifest& manifest) {
+  Result<backend::CaptureStats> outcome = backend::CaptureStats{};
+  tracer_.run([&] { outcome = do_capture(options, sink, manifest); });
+  return outcome;
+}
+
+Result<void> LinuxAttachment::order_tree(StoppedTree& tree) {
+  if (tree.processes.size() == 1) return {};
+  std::map<pid_t, pid_t> parent;
+  for (const auto& p : tree.processes) {
+    BATON_ASSIGN(auto fields, read_stat_fields(p.pid));
+    parent[p.pid] = fields.size() > 1 ? std::atoi(fields[1].c_str()) : 0;
+  }
+  std::function<int(pid_t)> depth = [&](pid_t pid) {
+    auto it = parent.find(pid);
+    return it == parent.end() ? 0 : 1 + depth(it->second);
+  };
+  std::stable_sort(tree.processes.begin(), tree.processes.end(),
+                   [&](const StoppedProcess& a, const StoppedProcess& b) {
+                     int da = depth(a.pid), db = depth(b.pid);
+                     return da != db ? da < db : a.pid < b.pid;
+                   });
+  return {};
+}
+
+Result<backend::CaptureStats> LinuxAttachment::do_capture(const backend::CaptureOptions& options,
+                                                          backend::PageSink& sink,
+                                                          pb::Manifest& manifest) {
+  if (kept_) return make_error(Code::kInvalid, "capture", "the workload is frozen already");
+  backend::CaptureStats stats;
+  Captured captured;
+  copy_again(options.again);
+  BATON_TRY(fault_point("capture.begin"));
+  BATON_ASSIGN(auto freeze, Freeze::take(members_));
+  stats.stop = freeze->all_stopped() - freeze->first_stop();
+  auto outcome = capture_frozen(*freeze, options, sink, stats, captured);
+  auto before_resume = steady_clock::now();
+  auto first_stop = freeze->first_stop();
+  if (outcome && options.keep_frozen) {
+    stats.pause = before_resume - first_stop;
+    kept_ = std::move(freeze);
+  } else {
+    auto released = freeze->release();
+    auto now = steady_clock::now();
+    stats.resume = now - before_resume;
+    stats.pause = now - first_stop;
+    if (!outcome) return std::move(outcome).error();
+    BATON_TRY(released);
+  }
+  drop_unseen_objects();
+  write_manifest(captured, manifest);
+  manifest.set_pause_us(static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(stats.pause).count()));
+  return stats;
+}
+
+Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::CaptureOptions& options,
+                                             backend::PageSink& sink, backend::CaptureStats& stats,
+                                             Captured& out) {
+  auto start = steady_clock::now();
+  BATON_TRY(fault_point("capture.frozen"));
+  BATON_TRY(collect_private(sink, &freeze, stats.pages));
+  auto collected = steady_clock::now();
+  stats.scan = stats.pages.scan = collected - start;
+  if (options.max_pending_pages != 0 && pages_pending() > options.max_pending_pages) {
+    return make_error(Code::kNoSpace, "capture",
+                      std::to_string(pages_pending()) + " pages are left to copy, more than " +
+                          std::to_string(options.max_pending_pages));
+  }
+  BATON_TRY(copy_private(sink, stats.pages));
+  BATON_TRY(copy_shared(sink, stats.pages));
+  BATON_TRY(fault_point("capture.copied"));
+  auto copied = steady_clock::now();
+
+  StoppedTree tree;
+  tree.processes = freeze.processes();
+  tree.keeper = target_.keeper;
+  tree.root = target_.root;
+  tree.spec = &target_.spec;
+  BATON_TRY(order_tree(tree));
+  std::vector<const AddressSpace*> owners;
+  std::vector<pid_t> owner_pids;
+  for (auto& p : tree.processes) {
+    auto it = processes_.find(p.pid);
+    if (it == processes_.end()) {
+      return make_error(Code::kFailed, "capture", "process " + std::to_string(p.pid) + " was not taken up");
+    }
+    p.ns_pid = it->second.ns_pid;
+    p.memory_object = it->second.space->object();
+    Captured::Memory memory;
+    memory.ns_pid = p.ns_pid;
+    memory.space = it->second.space;
+    auto owner = std::find(owners.begin(), owners.end(), it->second.space.get());
+    if (owner != owners.end()) {
+      p.shares_memory_with = owner_pids[static_cast<std::size_t>(owner - owners.begin())];
+      memory.shares_with = processes_.at(p.shares_memory_with).ns_pid;
+    } else {
+      owners.push_back(it->second.space.get());
+      owner_pids.push_back(p.pid);
+      auto thread = std::find_if(p.threads.begin(), p.threads.end(),
+                                 [](const StoppedThread& t) { return t.tracee != nullptr; });
+      BATON_ASSIGN(memory.brk, it->second.space->program_break(*thread->tracee));
+    }
+    out.memories.push_back(std::move(memory));
+  }
+  BATON_TRY(state::capture_state(tree, state_, out.state));
+  BATON_TRY(fault_point("capture.state_read"));
+  for (const auto& d : state::descriptor_objects(state_)) {
+    BATON_ASSIGN(Fd fd, open_file("/proc/" + std::to_string(d.pid) + "/fd/" + std::to_string(d.fd), O_RDONLY));
+    BATON_ASSIGN(SharedObject * object,
+                 shared_object(std::move(fd),
+                               d.memfd ? pb::MEMORY_OBJECT_SHARED : pb::MEMORY_OBJECT_FILE_CONTENT, d.name));
+    out.descriptor_objects.emplace_back(d.open_file, object->object());
+    if (object->seen) continue;
+    object->seen = true;
+    BATON_ASSIGN(std::uint64_t pages, object->copy(sink));
+    stats.pages.pages_copied += pages;
+    stats.pages.pages_written += pages;
+  }
+  BATON_ASSIGN(out.clocks, state::read_clocks(tree.processes.front().pid));
+  stats.pages.pages_pending = pages_pending();
+  if (stats.pages.pages_pending != 0) {
+    return make_error(Code::kNoSpace, "capture",
+                      std::to_string(stats.pages.pages_pending) + " pages found no room in the buffer");
+  }
+  auto read = steady_clock::now();
+  stats.copy = stats.pages.copy = copied - collected;
+  stats.state = read - copied;
+  if (options.verify) {
+    VerifyReport report;
+    for (const auto* space : owners) BATON_TRY(const_cast<AddressSpace*>(space)->verify(report));
+    for (auto& [key, object] : shared_) {
+      if (object->seen) BATON_TRY(object->verify(report));
+    }
+    stats.verify_pages = report.pages;
+    stats.verify_differences = report.differences;
+    stats.verify_first = report.first;
+  }
+  return {};
+}
+
+void LinuxAttachment::prove_files(const Captured& captured, pb::Manifest& manifest) {
+  std::map<std::string, pb::FileProof> proofs;
+  for (const auto& m : captured.memories) {
+    if (m.shares_with != 0) continue;
+    const MemoryMap& map = m.space->map();
+    for (const Vma& v : map.vmas()) {
+      if (v.kind != pb::MAPPING_FILE_PRIVATE && v.kind != pb::MAPPING_FILE_SHARED) continue;
+      pb::Mapping mapping;
+      fill_mapping(map, v, mapping);
+      pb::FileProof& proof = proofs[mapping.path()];
+      proof.set_path(mapping.path());
+      proof.set_size_bytes(v.file->size_bytes);
+      proof.set_mode(v.file->mode);
+      proof.set_mtime_ns(v.file->mtime_ns);
+      proof.set_mapped(true);
+      if (v.shared && (mapping.prot() & 2) != 0) proof.set_writable(true);
+    }
+  }
+  for (const auto& f : captured.state.open_files()) {
+    if (f.path().empty() || f.path().front() != '/' || f.object() != 0) continue;
+    std::string here = "/proc/" + std::to_string(target_.root) + "/root" + f.path();
+    struct stat st {};
+    if (::stat(here.c_str(), &st) != 0 || !S_ISREG(st.st_mode)) continue;
+    pb::FileProof& proof = proofs[f.path()];
+    proof.set_path(f.path());
+    proof.set_size_bytes(static_cast<std::uint64_t>(st.st_size));
+    proof.set_mode(st.st_mode);
+    proof.set_mtime_ns(static_cast<std::uint64_t>(st.st_mtim.tv_sec) * 1'000'000'000u +
+                       static_cast<std::uint64_t>(st.st_mtim.tv_nsec));
+    if ((f.flags() & O_ACCMODE) != O_RDONLY) proof.set_writable(true);
+  }
+  for (auto& [path, proof] : proofs) *manifest.add_files() = std::move(proof);
+}
+
+void LinuxAttachment::write_manifest(const Captured& captured, pb::Manifest& manifest) {
+  pb::LinuxState state = captured.state;
+  state.set_version(1);
+  for (const auto& m : captured.memories) {
+    pb::ProcessState* p = nullptr;
+    for (auto& existing : *state.mutable_processes()) {
+      if (existing.pid() == m.ns_pid) p = &existing;
+    }
+    if (p == nullptr) {
+      p = state.add_processes();
+      p->set_pid(m.ns_pid);
+    }
+    p->set_memory_object(m.space->object());
+    p->set_shares_memory_with(m.shares_with);
+    if (m.shares_with != 0) continue;
+    write_mappings(m.space->map(), [&](const Vma& v) -> std::uint64_t {
+      auto it = by_maps_key_.find({v.device, v.inode});
+      return it == by_maps_key_.end() ? 0 : it->second->object();
+    }, *p);
+    if (auto layout = m.space->layout()) *p->mutable_layout() = std::move(*layout);
+    p->mutable_layout()->set_brk(m.brk);
+    pb::MemoryObject* object = manifest.add_objects();
+    object->set_id(m.space->object());
+    object->set_kind(pb::MEMORY_OBJECT_PRIVATE);
+    object->set_name("pid " + std::to_string(m.ns_pid));
+  }
+  for (const auto& [open_file, id] : captured.descriptor_objects) {
+    state.mutable_open_files(static_cast<int>(open_file))->set_object(id);
+  }
+  for (const auto& [key, shared] : shared_) {
+    if (!shared->seen) continue;
+    pb::MemoryObject* object = manifest.add_objects();
+    object->set_id(shared->object());
+    object->set_kind(shared->kind());
+    object->set_size_bytes(shared->size_bytes());
+    object->set_name(shared->name());
+  }
+  manifest.set_version(1);
+  manifest.set_backend("linux");
+  manifest.set_workload(target_.spec.name());
+  *manifest.mutable_machine() = state::machine_state();
+  *manifest.mutable_clocks() = captured.clocks;
+  prove_files(captured, manifest);
+  manifest.set_state(state.SerializeAsString());
+}
+
+}  // namespace baton::linux_backend

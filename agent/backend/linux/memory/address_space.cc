@@ -1,0 +1,384 @@
+#include "agent/backend/linux/memory/address_space.h"
+
+#include <fcntl.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include "agent/backend/linux/remote/proc.h"
+#include "base/check.h"
+#include "base/fault_point.h"
+
+namespace baton::linux_backend {
+namespace {
+constexpr std::size_t kPage = backend::kPageBytes;
+constexpr std::size_t kBatchPages = 256;       // 1 MiB, one process_vm_readv
+
+std::string page_text(std::uint64_t page) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%llx", static_cast<unsigned long long>(page * kPage));
+  return text;
+}
+
+bool all_zero(std::span<const std::byte> bytes) {
+  return bytes[0] == std::byte{0} && std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0;
+}
+}  // namespace
+
+Result<std::unique_ptr<AddressSpace>> AddressSpace::attach(pid_t pid, std::uint64_t object,
+                                                           Tracee& thread, const std::string& tracker,
+                                                           bool keep_digests) {
+  std::unique_ptr<AddressSpace> space(new AddressSpace);
+  space->pid_ = pid;
+  space->object_ = object;
+  space->keep_digests_ = keep_digests;
+  BATON_ASSIGN(space->map_, MemoryMap::open(pid));
+  if (!space->map_.problem().empty()) {
+    return make_error(Code::kUnsupported, "capture memory",
+                      "process " + std::to_string(pid) + ", " + space->map_.problem());
+  }
+  BATON_ASSIGN(space->pagemap_, Pagemap::open(pid));
+  BATON_ASSIGN(space->mem_, open_file("/proc/" + std::to_string(pid) + "/mem", O_RDONLY));
+  bool automatic = tracker.empty() || tracker == "auto";
+  Error last = make_error(Code::kInvalid, "track writes", "no tracker is called " + tracker,
+                          "The node's list of trackers has their names.");
+  for (const TrackerType& type : tracker_types()) {
+    if (!automatic && type.name != tracker) continue;
+    if (auto probed = type.probe(); !probed) {
+      last = std::move(probed).error();
+      continue;
+    }
+    auto attached = type.attach(pid, thread);
+    if (attached) {
+      space->tracker_ = std::move(*attached);
+      return space;
+    }
+    last = std::move(attached).error();
+    if (last.code != Code::kUnsupported) return last;
+  }
+  return last;
+}
+
+void AddressSpace::forget(PageRun run, backend::PageSink& sink) {
+  known_.remove(run);
+  pending_.remove(run);
+  if (keep_digests_ || !tracker_->is_exact()) {
+    for (std::uint64_t p = run.first; p < run.end(); ++p) digests_.erase(p);
+  }
+  sink.drop(object_, run.first, run.count);
+}
+
+// Pages outside of every private mapping.
+void AddressSpace::forget_unmapped(backend::PageSink& sink) {
+  std::vector<PageRun> lost;
+  std::uint64_t at = 0;
+  auto gap = [&](std::uint64_t from, std::uint64_t to) {
+    if (from >= to) return;
+    known_.for_each_run(from, to, [&](PageRun run) {
+      lost.push_back(run);
+      return true;
+    });
+  };
+  std::vector<PageRun> unwanted;
+  for (const Vma& v : map_.vmas()) {
+    if (!v.is_private()) continue;
+    gap(at, v.start / kPage);
+    if (v.start / kPage > at) unwanted.push_back({at, v.start / kPage - at});
+    at = v.end / kPage;
+  }
+  constexpr std::uint64_t kEnd = std::uint64_t{1} << 52;
+  gap(at, kEnd);
+  for (PageRun run : lost) forget(run, sink);
+  std::vector<PageRun> stale;
+  for (PageRun gap_run : unwanted) {
+    pending_.for_each_run(gap_run.first, gap_run.end(), [&](PageRun run) {
+      stale.push_back(run);
+      return true;
+    });
+  }
+  pending_.for_each_run(at, kEnd, [&](PageRun run) {
+    stale.push_back(run);
+    return true;
+  });
+  for (PageRun run : stale) pending_.remove(run);
+}
+
+Result<std::uint64_t> AddressSpace::collect(backend::PageSink& sink) {
+  BATON_ASSIGN(bool changed, map_.refresh());
+  if (!map_.problem().empty()) {
+    return make_error(Code::kUnsupported, "capture memory",
+                      "process " + std::to_string(pid_) + ", " + map_.problem());
+  }
+  if (changed) forget_unmapped(sink);
+  collected_.clear();
+  auto outcome = tracker_->collect(map_, known_, collected_);
+  // What was found before a failure is protected again already: it must not be lost.
+  std::uint64_t found = 0;
+  for (PageRun run : collected_.written) {
+    pending_.add(run);
+    found += run.count;
+  }
+  if (!outcome) return std::move(outcome).error();
+  for (PageRun run : collected_.gone) forget(run, sink);
+  return found;
+}
+
+void AddressSpace::copy_again(PageRun run) {
+  // Of the asked-for pages those that the checkpoint has; the rest is absent by right.
+  std::vector<PageRun> runs;
+  known_.for_each_run(run.first, run.end(), [&](PageRun r) {
+    runs.push_back(r);
+    return true;
+  });
+  for (PageRun r : runs) {
+    pending_.add(r);
+    if (!tracker_->is_exact()) {
+      for (std::uint64_t p = r.first; p < r.end(); ++p) digests_.erase(p);
+    }
+  }
+}
+
+Result<std::uint64_t> AddressSpace::copy(backend::PageSink& sink) {
+  return tracker_->is_exact() ? copy_exact(sink) : copy_compared(sink);
+}
+
+void AddressSpace::taken(PageRun run, std::span<const std::byte> bytes) {
+  known_.add(run);
+  pending_.remove(run);
+  if (!keep_digests_ && tracker_->is_exact()) return;
+  for (std::uint64_t i = 0; i < run.count; ++i) {
+    digests_.set(run.first + i, ContentMap::of(bytes.subspan(i * kPage, kPage)));
+  }
+}
+
+Result<std::uint64_t> AddressSpace::read_pages(std::span<const PageRun> runs, std::span<std::byte> to) {
+  std::array<iovec, kBatchPages> remote;
+  CHECK(runs.size() <= remote.size());
+  std::uint64_t wanted = 0;
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    remote[i] = {reinterpret_cast<void*>(runs[i].first * kPage), runs[i].count * kPage};
+    wanted += runs[i].count;
+  }
+  iovec local{to.data(), wanted * kPage};
+  ssize_t n = ::process_vm_readv(pid_, &local, 1, remote.data(), runs.size(), 0);
+  if (n < 0) {
+    if (errno == EFAULT || errno == EIO) return 0;
+    if (errno == ESRCH) {
+      return make_error(Code::kTraceeGone, "copy memory", "process " + std::to_string(pid_) + ": it has ended");
+    }
+    return errno_error("copy memory of", "process " + std::to_string(pid_));
+  }
+  return static_cast<std::uint64_t>(n) / kPage;
+}
+
+Result<bool> AddressSpace::read_stubborn(std::uint64_t page, std::span<std::byte> to) {
+  ssize_t n = ::pread(mem_.get(), to.data(), kPage, static_cast<off_t>(page * kPage));
+  if (n == static_cast<ssize_t>(kPage)) return true;
+  std::uint64_t entry = 0;
+  BATON_TRY(pagemap_.read(page, std::span(&entry, 1)));
+  if (entry & abi::kPagemapGuard) {
+    return make_error(Code::kUnsupported, "copy memory",
+                      "process " + std::to_string(pid_) + ", address " + page_text(page) +
+                          ": a guard region (MADV_GUARD_INSTALL) is not supported");
+  }
+  return false;
+}
+
+Result<std::uint64_t> AddressSpace::copy_exact(backend::PageSink& sink) {
+  std::uint64_t total = 0;
+  std::vector<PageRun> batch;
+  batch.reserve(kBatchPages);
+  std::uint64_t cursor = 0;
+  while (!pending_.empty()) {
+    batch.clear();
+    std::uint64_t pages = 0;
+    pending_.for_each_run(cursor, ~std::uint64_t{0}, [&](PageRun run) {
+      std::uint64_t take = std::min<std::uint64_t>(run.count, kBatchPages - pages);
+      batch.push_back({run.first, take});
+      pages += take;
+      return pages < kBatchPages;
+    });
+    if (batch.empty()) break;
+    auto room = sink.reserve(pages * kPage);
+    if (room.empty()) break;
+    std::uint64_t capacity = room.size() / kPage;
+    while (pages > capacity) {
+      PageRun& last = batch.back();
+      std::uint64_t excess = std::min(last.count, pages - capacity);
+      last.count -= excess;
+      pages -= excess;
+      if (last.count == 0) batch.pop_back();
+    }
+    BATON_ASSIGN(std::uint64_t got, read_pages(batch, room));
+    std::uint64_t stubborn = ~std::uint64_t{0};   // the page that could not be read
+    if (got < pages) {
+      std::uint64_t skip = got;
+      for (PageRun run : batch) {
+        if (skip < run.count) {
+          stubborn = run.first + skip;
+          break;
+        }
+        skip -= run.count;
+      }
+      auto into = room.subspan(got * kPage, kPage);
+      BATON_ASSIGN(bool readable, read_stubborn(stubborn, into));
+      if (readable) {
+        ++got;
+        stubborn = ~std::uint64_t{0};
+      }
+    }
+    std::uint64_t done = 0;
+    for (PageRun run : batch) {
+      if (done == got) break;
+      PageRun part{run.first, std::min(run.count, got - done)};
+      sink.emit(object_, part.first, static_cast<std::uint32_t>(part.count));
+      taken(part, room.subspan(done * kPage, part.count * kPage));
+      done += part.count;
+      cursor = part.end();
+    }
+    total += got;
+    if (stubborn != ~std::uint64_t{0}) {
+      // Unmapped since it was found; a later collect tells if something else is there.
+      forget({stubborn, 1}, sink);
+      cursor = std::max(cursor, stubborn + 1);
+    }
+  }
+  return total;
+}
+
+Result<std::uint64_t> AddressSpace::copy_compared(backend::PageSink& sink) {
+  buffer_.resize(kBatchPages * kPage);
+  std::uint64_t total = 0;
+  std::uint64_t cursor = 0;
+  for (;;) {
+    PageRun run{0, 0};
+    pending_.for_each_run(cursor, ~std::uint64_t{0}, [&](PageRun r) {
+      run = {r.first, std::min<std::uint64_t>(r.count, kBatchPages)};
+      return false;
+    });
+    if (run.count == 0) return total;
+    std::span<std::byte> bytes(buffer_.data(), run.count * kPage);
+    BATON_ASSIGN(std::uint64_t got, read_pages(std::span(&run, 1), bytes));
+    if (got < run.count) {
+      BATON_ASSIGN(bool readable, read_stubborn(run.first + got, bytes.subspan(got * kPage, kPage)));
+      if (readable) {
+        ++got;
+      } else if (got == 0) {
+        forget({run.first, 1}, sink);
+        cursor = run.first + 1;
+        continue;
+      }
+    }
+    for (std::uint64_t i = 0; i < got; ++i) {
+      std::uint64_t page = run.first + i;
+      auto content = bytes.subspan(i * kPage, kPage);
+      ContentMap::Digest digest = ContentMap::of(content);
+      const ContentMap::Digest* before = known_.contains(page) ? digests_.find(page) : nullptr;
+      if (before == nullptr || !(*before == digest)) {
+        auto room = sink.reserve(kPage);
+        if (room.empty()) return total;
+        std::memcpy(room.data(), content.data(), kPage);
+        sink.emit(object_, page, 1);
+        known_.add({page, 1});
+        digests_.set(page, digest);
+        ++total;
+      }
+      pending_.remove({page, 1});
+    }
+    cursor = run.first + got;
+  }
+}
+
+Result<void> AddressSpace::verify(VerifyReport& report) {
+  if (!keep_digests_ && tracker_->is_exact()) {
+    return make_error(Code::kInvalid, "verify", "the workload was not attached with verify",
+                      "Set `verify` in its spec.");
+  }
+  std::vector<std::uint64_t> entries;
+  std::vector<std::byte> page(kPage);
+  auto differs = [&](std::uint64_t number, const char* how) {
+    if (report.differences++ == 0) {
+      const Vma* v = map_.find(number * kPage);
+      report.first = "process " + std::to_string(pid_) + ", address " + page_text(number) + " (" +
+                     (v != nullptr ? std::string(map_.path(*v)) : "") + "): " + how;
+    }
+  };
+  for (const Vma& v : map_.vmas()) {
+    if (!v.is_private()) continue;
+    bool file = v.kind == pb::MAPPING_FILE_PRIVATE;
+    constexpr std::uint64_t kChunk = 1 << 16;
+    for (std::uint64_t from = v.start / kPage; from < v.end / kPage; from += kChunk) {
+      std::uint64_t to = std::min(from + kChunk, v.end / kPage);
+      entries.resize(to - from);
+      BATON_TRY(pagemap_.read(from, entries));
+      for (std::uint64_t p = from; p < to; ++p) {
+        ++report.pages;
+        std::uint64_t entry = entries[p - from];
+        bool own = entry_has_page(entry) && !(file && (entry & abi::kPagemapFile));
+        const ContentMap::Digest* digest = known_.contains(p) ? digests_.find(p) : nullptr;
+        if (!own && digest == nullptr) continue;      // zeros, or the file, here and there
+        if (!own && file) {
+          differs(p, "the checkpoint has a page where the program has its file's");
+          continue;
+        }
+        if (own) {
+          if (::pread(mem_.get(), page.data(), kPage, static_cast<off_t>(p * kPage)) !=
+              static_cast<ssize_t>(kPage)) {
+            differs(p, "the program's page cannot be read");
+            continue;
+          }
+        } else {
+          std::memset(page.data(), 0, kPage);
+        }
+        if (digest == nullptr) {
+          if (file || !all_zero(page)) differs(p, "the checkpoint lacks the page");
+        } else if (!(*digest == ContentMap::of(page))) {
+          differs(p, "the content differs");
+        }
+      }
+    }
+  }
+  // And nothing beyond the mappings.
+  std::uint64_t inside = 0;
+  for (const Vma& v : map_.vmas()) {
+    if (!v.is_private()) continue;
+    known_.for_each_run(v.start / kPage, v.end / kPage, [&](PageRun run) {
+      inside += run.count;
+      return true;
+    });
+  }
+  if (inside != known_.size()) {
+    ++report.differences;
+    if (report.first.empty()) {
+      report.first = "process " + std::to_string(pid_) + ": the checkpoint has pages outside of every mapping";
+    }
+  }
+  return {};
+}
+
+Result<std::uint64_t> AddressSpace::program_break(Tracee& thread) {
+  std::uint64_t heap_end = 0;
+  for (const Vma& v : map_.vmas()) {
+    if (map_.path(v) == "[heap]") heap_end = v.end;
+  }
+  if (have_brk_ && heap_end == heap_end_) return brk_;
+  BATON_ASSIGN(brk_, thread.checked("brk in", SYS_brk, {0}));
+  heap_end_ = heap_end;
+  have_brk_ = true;
+  return brk_;
+}
+
+Result<pb::MmLayout> AddressSpace::layout() {
+  if (!layout_) {
+    BATON_ASSIGN(auto fresh, read_layout(pid_));
+    layout_ = std::make_unique<pb::MmLayout>(std::move(fresh));
+  }
+  return *layout_;
+}
+
+}  // namespace baton::linux_backend

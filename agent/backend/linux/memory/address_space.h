@@ -1,0 +1,82 @@
+// AddressSpace: the private memory of one or more processes that share it, as one memory
+// object: tracked, collected, copied out, and verified.
+//
+// `pending` are pages known to differ from what was handed to the sinks; they stay there
+// until a sink has taken them. `known` are pages that the last checkpoint has.
+//
+// Threads: one at a time. Processes may run beside collect and copy; then a later call finds
+// what changed meanwhile.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "agent/backend/backend.h"
+#include "agent/backend/linux/memory/content.h"
+#include "agent/backend/linux/memory/memory_map.h"
+#include "agent/backend/linux/memory/pagemap.h"
+#include "agent/backend/linux/memory/tracker.h"
+
+namespace baton::linux_backend {
+
+class AddressSpace {
+ public:
+  // `thread` is a stopped thread of `pid`. `tracker`: empty: the best that works here; a named
+  // one that does not work is an error. Fails: kUnsupported, kTraceeGone, kInvalid (no such tracker).
+  static Result<std::unique_ptr<AddressSpace>> attach(pid_t pid, std::uint64_t object, Tracee& thread,
+                                                      const std::string& tracker, bool keep_digests);
+
+  std::uint64_t object() const { return object_; }
+  pid_t pid() const { return pid_; }
+  const MemoryMap& map() const { return map_; }
+  MemoryMap& map() { return map_; }
+  const Tracker& tracker() const { return *tracker_; }
+  std::uint64_t pages_pending() const { return pending_.size(); }
+  std::uint64_t pages_known() const { return known_.size(); }
+
+  // Reads the mappings, asks the tracker, tells `sink` what is gone. Answers pages found written.
+  // Fails: kTraceeGone (the processes execute another program, or have ended), kUnsupported
+  // (a mapping that cannot be captured has appeared).
+  Result<std::uint64_t> collect(backend::PageSink& sink);
+  // These are to be copied too, if they are there.
+  void copy_again(PageRun run);
+  // Copies pending pages while the sink has room. Answers pages taken.
+  // Fails: kTraceeGone, kUnsupported (a guard region).
+  Result<std::uint64_t> copy(backend::PageSink& sink);
+  // Only while stopped, after collect and copy with nothing left pending.
+  Result<void> verify(VerifyReport& report);
+
+  // Exact while stopped: cached while the heap's end does not move.
+  Result<std::uint64_t> program_break(Tracee& thread);
+  // Fixed values of the layout (memory_map.h), read once.
+  Result<pb::MmLayout> layout();
+
+ private:
+  AddressSpace() = default;
+  void forget_unmapped(backend::PageSink& sink);
+  Result<std::uint64_t> copy_exact(backend::PageSink& sink);
+  Result<std::uint64_t> copy_compared(backend::PageSink& sink);
+  // Copies the pages of `runs` into `to`. Answers how many came before one that cannot be read.
+  Result<std::uint64_t> read_pages(std::span<const PageRun> runs, std::span<std::byte> to);
+  // Reads one page that process_vm_readv refuses: true if it could be read.
+  Result<bool> read_stubborn(std::uint64_t page, std::span<std::byte> to);
+  void taken(PageRun run, std::span<const std::byte> bytes);
+  void forget(PageRun run, backend::PageSink& sink);
+
+  pid_t pid_ = 0;
+  std::uint64_t object_ = 0;
+  MemoryMap map_;
+  std::unique_ptr<Tracker> tracker_;
+  Pagemap pagemap_;
+  Fd mem_;
+  PageSet known_, pending_;
+  Collected collected_;
+  bool keep_digests_ = false;
+  ContentMap digests_;
+  std::vector<std::byte> buffer_;
+  std::uint64_t heap_end_ = 0, brk_ = 0;
+  bool have_brk_ = false;
+  std::unique_ptr<pb::MmLayout> layout_;
+};
+
+}  // namespace baton::linux_backend

@@ -1,0 +1,56 @@
+// Tracker: tells which private pages of one address space were written since it was
+// last asked. Implementations enter themselves by name (TrackerRegistrar).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "agent/backend/linux/memory/memory_map.h"
+#include "agent/backend/linux/memory/page_set.h"
+#include "agent/backend/linux/remote/tracee.h"
+
+namespace baton::linux_backend {
+
+struct Collected {
+  std::vector<PageRun> written;   // may have changed; page number = address / 4096
+  std::vector<PageRun> gone;      // of `known`: read as zeros, or as the file, again
+  void clear() { written.clear(); gone.clear(); }
+};
+
+class Tracker {
+ public:
+  virtual ~Tracker() = default;   // tracking ends; nothing is left in the program
+  virtual std::string_view name() const = 0;
+  // The pages it reports have been written. False: they may have been, compare their content.
+  virtual bool is_exact() const = 0;
+  // Pages written since the last call, and protected again. The first call, and whatever is
+  // new in `map`, gives every page present. May run beside the program, or with it stopped;
+  // then the answer is complete. Fails: kTraceeGone; nothing is lost then that the next call
+  // or another tracker's first call would not find.
+  virtual Result<void> collect(const MemoryMap& map, const PageSet& known, Collected& out) = 0;
+};
+
+struct TrackerType {
+  std::string name;
+  int rank = 0;                                   // "auto" takes the lowest that works
+  std::function<Result<void>()> probe;            // can this node do it? Fails: kUnsupported
+  // `thread` is a stopped thread of process `pid`. Fails: kUnsupported (the program itself
+  // stands in the way: it uses userfaultfd), kTraceeGone, kFailed.
+  std::function<Result<std::unique_ptr<Tracker>>(pid_t pid, Tracee& thread)> attach;
+};
+
+class TrackerRegistrar {
+ public:
+  explicit TrackerRegistrar(TrackerType type);
+};
+
+// By rank.
+const std::vector<TrackerType>& tracker_types();
+const TrackerType* find_tracker(std::string_view name);
+
+// BATON_FORCE_OFF holds `feature`.
+bool forced_off(std::string_view feature);
+
+}  // namespace baton::linux_backend

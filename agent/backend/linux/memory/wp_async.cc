@@ -1,0 +1,257 @@
+// Tracker "wp-async": a userfaultfd made inside the program by an injected system call, taken
+// over with pidfd_getfd and closed there, write-protects all private memory asynchronously:
+// the kernel itself lifts the protection at the first write, and PAGEMAP_SCAN tells which
+// pages have lost it, and puts it back. Linux 6.7.
+//
+// What it relies on (fs/proc/task_mmu.c, mm/userfaultfd.c of Linux 6.7 to 6.18):
+// - a mapping made after the last call is not registered; PM_SCAN_CHECK_WPASYNC says so;
+// - in a registered anonymous mapping an empty entry of a populated page table counts as
+//   written until it is scanned, so that pages given back with MADV_DONTNEED show up;
+// - where a whole page table (or huge page) went away they do not: hence `find_holes`;
+// - fork gives the child no registration, execve begins a new address space: both begin anew.
+//
+// Refuses a program that uses userfaultfd itself.
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <dirent.h>
+
+#include "agent/backend/linux/memory/pagemap.h"
+#include "agent/backend/linux/memory/tracker.h"
+#include "base/fault_point.h"
+#include "base/linux_abi.h"
+
+namespace baton::linux_backend {
+namespace {
+
+constexpr std::uint64_t kFeatures = UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+                                    abi::kUffdWpUnpopulated | abi::kUffdWpAsync;
+
+Error api_error(int saved) {
+  return Error{Code::kUnsupported, saved, "UFFDIO_API",
+               "asynchronous write-protection is not in this kernel (Linux 6.7 brought it)", ""};
+}
+
+// Links of the process's descriptors that name a userfaultfd.
+bool uses_userfaultfd(pid_t pid) {
+  std::string folder = "/proc/" + std::to_string(pid) + "/fd";
+  DIR* dir = ::opendir(folder.c_str());
+  if (dir == nullptr) return false;
+  bool found = false;
+  char link[64];
+  while (const dirent* entry = ::readdir(dir)) {
+    ssize_t n = ::readlinkat(::dirfd(dir), entry->d_name, link, sizeof link);
+    if (n > 0 && std::string_view(link, static_cast<std::size_t>(n)) == "anon_inode:[userfaultfd]") {
+      found = true;
+      break;
+    }
+  }
+  ::closedir(dir);
+  return found;
+}
+
+class WpAsync final : public Tracker {
+ public:
+  WpAsync(pid_t pid, Fd uffd, Pagemap pagemap)
+      : pid_(pid), uffd_(std::move(uffd)), pagemap_(std::move(pagemap)) {}
+
+  std::string_view name() const override { return "wp-async"; }
+  bool is_exact() const override { return true; }
+
+  Result<void> collect(const MemoryMap& map, const PageSet& known, Collected& out) override {
+    for (const Vma& v : map.vmas()) {
+      if (!v.is_private()) continue;
+      bool file = v.kind == pb::MAPPING_FILE_PRIVATE;
+      BATON_ASSIGN(Pagemap::Outcome outcome,
+                   pagemap_.scan(v.start, v.end, file ? kWrittenFile : kWrittenAnonymous, out.written));
+      if (outcome == Pagemap::Outcome::kNotTracked) {
+        BATON_TRY(take_up(v, known, out));
+      } else if (file) {
+        BATON_TRY(find_given_back(v, known, out));
+      } else {
+        BATON_TRY(find_holes(v, known, out));
+      }
+    }
+    return {};
+  }
+
+ private:
+  static constexpr Pagemap::Query kWrittenAnonymous{
+      .flags = abi::kScanWpMatching | abi::kScanCheckWpAsync, .mask = abi::kPageIsWritten,
+      .returned = abi::kPageIsWritten};
+  // Of a private file mapping only the pages that are no longer the file's.
+  static constexpr Pagemap::Query kWrittenFile{
+      .flags = abi::kScanWpMatching | abi::kScanCheckWpAsync, .inverted = abi::kPageIsFile,
+      .mask = abi::kPageIsWritten | abi::kPageIsFile, .returned = abi::kPageIsWritten};
+  static constexpr Pagemap::Query kPresentAnonymous{
+      .flags = abi::kScanWpMatching | abi::kScanCheckWpAsync,
+      .any_of = abi::kPageIsPresent | abi::kPageIsSwapped, .returned = abi::kPageIsPresent};
+  static constexpr Pagemap::Query kPresentFile{
+      .flags = abi::kScanWpMatching | abi::kScanCheckWpAsync, .inverted = abi::kPageIsFile,
+      .mask = abi::kPageIsFile, .any_of = abi::kPageIsPresent | abi::kPageIsSwapped,
+      .returned = abi::kPageIsPresent};
+
+  // A mapping (or part of one) that is new: registers it, and everything present in it counts
+  // as written.
+  Result<void> take_up(const Vma& v, const PageSet& known, Collected& out) {
+    uffdio_register reg{};
+    reg.range = {v.start, v.end - v.start};
+    reg.mode = UFFDIO_REGISTER_MODE_WP;
+    bool tracked = true;
+    if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &reg) < 0) {
+      int saved = errno;
+      // It changed under us, or cannot be registered: all of it counts as written, each time.
+      if (saved == ENOENT || saved == EINVAL || saved == ENOMEM) {
+        tracked = false;
+      } else if (saved == ESRCH) {
+        return make_error(Code::kTraceeGone, "track writes",
+                          "process " + std::to_string(pid_) + ": its address space is gone");
+      } else if (saved == EBUSY) {
+        return make_error(Code::kUnsupported, "track writes",
+                          "process " + std::to_string(pid_) + ": it uses userfaultfd itself");
+      }
+      if (tracked) return errno_error(saved, "UFFDIO_REGISTER", "process " + std::to_string(pid_));
+    }
+    bool file = v.kind == pb::MAPPING_FILE_PRIVATE;
+    std::size_t at = out.written.size();
+    Pagemap::Query query = file ? kPresentFile : kPresentAnonymous;
+    if (!tracked) query.flags = 0;
+    BATON_ASSIGN(Pagemap::Outcome outcome, pagemap_.scan(v.start, v.end, query, out.written));
+    if (outcome == Pagemap::Outcome::kNotTracked) {
+      query.flags = 0;
+      BATON_TRY(pagemap_.scan(v.start, v.end, query, out.written));
+    }
+    // What was known in this range and is not present now is gone. scan may have widened the
+    // last earlier run, which lies before this mapping's start at worst.
+    std::uint64_t page = v.start / 4096;
+    for (std::size_t i = at == 0 ? 0 : at - 1; i < out.written.size(); ++i) {
+      PageRun run = out.written[i];
+      if (run.end() <= page) continue;
+      forget(known, page, std::max(page, run.first), out);
+      page = run.end();
+    }
+    forget(known, page, v.end / 4096, out);
+    return {};
+  }
+
+  static void forget(const PageSet& known, std::uint64_t from, std::uint64_t to, Collected& out) {
+    if (from >= to) return;
+    known.for_each_run(from, to, [&](PageRun run) {
+      out.gone.push_back(run);
+      return true;
+    });
+  }
+
+  // Known pages of a private file mapping that show the file again (MADV_DONTNEED).
+  Result<void> find_given_back(const Vma& v, const PageSet& known, Collected& out) {
+    Result<void> outcome = {};
+    known.for_each_run(v.start / 4096, v.end / 4096, [&](PageRun run) {
+      entries_.resize(run.count);
+      outcome = pagemap_.read(run.first, entries_);
+      if (!outcome) return false;
+      for (std::uint64_t i = 0; i < run.count; ++i) {
+        if (!entry_has_page(entries_[i]) || (entries_[i] & abi::kPagemapFile)) {
+          out.gone.push_back({run.first + i, 1});
+        }
+      }
+      return true;
+    });
+    return outcome;
+  }
+
+  // Known pages whose whole page table is gone. After a scan every entry of a page table that
+  // exists holds something, so one entry tells.
+  Result<void> find_holes(const Vma& v, const PageSet& known, Collected& out) {
+    std::uint64_t next = v.start / 4096;
+    const std::uint64_t end = v.end / 4096;
+    const auto& blocks = known.blocks();
+    auto it = std::lower_bound(blocks.begin(), blocks.end(), next / PageSet::kBlockPages,
+                               [](const PageSet::Block& b, std::uint64_t i) { return b.index < i; });
+    for (; it != blocks.end() && it->index * PageSet::kBlockPages < end; ++it) {
+      std::uint64_t from = std::max(next, it->index * PageSet::kBlockPages);
+      std::uint64_t to = std::min(end, (it->index + 1) * PageSet::kBlockPages);
+      std::uint64_t probe = to;
+      known.for_each_run(from, to, [&](PageRun run) {
+        probe = run.first;
+        return false;
+      });
+      if (probe == to) continue;
+      std::uint64_t entry = 0;
+      BATON_TRY(pagemap_.read(probe, std::span(&entry, 1)));
+      if (entry != 0) continue;
+      entries_.resize(to - from);
+      BATON_TRY(pagemap_.read(from, entries_));
+      known.for_each_run(from, to, [&](PageRun run) {
+        for (std::uint64_t p = run.first; p < run.end(); ++p) {
+          if (entries_[p - from] == 0) out.gone.push_back({p, 1});
+        }
+        return true;
+      });
+    }
+    return {};
+  }
+
+  pid_t pid_;
+  Fd uffd_;
+  Pagemap pagemap_;
+  std::vector<std::uint64_t> entries_;
+};
+
+Result<std::unique_ptr<Tracker>> attach(pid_t pid, Tracee& thread) {
+  if (uses_userfaultfd(pid)) {
+    return make_error(Code::kUnsupported, "track writes",
+                      "process " + std::to_string(pid) + ": it uses userfaultfd itself");
+  }
+  BATON_ASSIGN(Pagemap pagemap, Pagemap::open(pid));
+  BATON_ASSIGN(std::uint64_t remote,
+               thread.checked("userfaultfd in", SYS_userfaultfd,
+                              {static_cast<std::uint64_t>(O_CLOEXEC | O_NONBLOCK)}));
+  Fd uffd;
+  int saved = 0;
+  auto crossed = fault_point("track.uffd_made");
+  {
+    Fd pidfd = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+    if (pidfd) {
+      uffd = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), remote, 0)));
+    }
+    saved = errno;
+  }
+  BATON_TRY(thread.checked("close in", SYS_close, {remote}));
+  BATON_TRY(crossed);
+  if (!uffd) return errno_error(saved, "pidfd_getfd", "process " + std::to_string(pid));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = kFeatures;
+  if (::ioctl(uffd.get(), UFFDIO_API, &api) < 0) return api_error(errno);
+  return std::unique_ptr<Tracker>(std::make_unique<WpAsync>(pid, std::move(uffd), std::move(pagemap)));
+}
+
+Result<void> probe() {
+  if (forced_off("wp-async") || forced_off("pagemap-scan")) {
+    return make_error(Code::kUnsupported, "probe", "forced off");
+  }
+  Fd uffd = Fd::adopt(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  if (!uffd) return Error{Code::kUnsupported, errno, "userfaultfd", "cannot be made", ""};
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = kFeatures;
+  if (::ioctl(uffd.get(), UFFDIO_API, &api) < 0) return api_error(errno);
+  BATON_ASSIGN(Pagemap own, Pagemap::open(::getpid()));
+  std::vector<PageRun> runs;
+  auto page = reinterpret_cast<std::uint64_t>(&api) & ~std::uint64_t{4095};
+  auto scanned = own.scan(page, page + 4096,
+                          Pagemap::Query{.any_of = abi::kPageIsPresent, .returned = abi::kPageIsPresent}, runs);
+  if (!scanned || runs.size() != 1) {
+    return make_error(Code::kUnsupported, "PAGEMAP_SCAN", "not in this kernel (Linux 6.7 brought it)");
+  }
+  return {};
+}
+
+const TrackerRegistrar registrar({"wp-async", 10, probe, attach});
+
+}  // namespace
+}  // namespace baton::linux_backend
