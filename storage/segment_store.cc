@@ -138,8 +138,8 @@ Result<SegmentPageStore::Appended> SegmentPageStore::append(std::string_view fra
   }
   if (!active_ || !active_->appendable()) {
     active_.reset();
-    BATON_ASSIGN(active_, Segment::create(folder_, next_id_, disk_));
-    ++next_id_;
+    // A fresh number even after a failure, whose leftover may not have gone away.
+    BATON_ASSIGN(active_, Segment::create(folder_, next_id_++, disk_));
     folder_dirty_ = true;
     bytes_ += active_->file_bytes();
     std::unique_lock map_lock(segments_mutex_);

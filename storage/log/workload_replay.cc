@@ -204,50 +204,49 @@ void WorkloadCatalog::replay_entry(const LogEntry& entry, std::span<const std::b
   held_.push_back(std::move(next));
 }
 
-// Checkpoints whose pages were never synced may have lost some to a power cut: the first such
-// one and all after it were not there, as far as the promise of their durability goes.
-// A page that is missing from an older one is damage, reported and kept in the list.
+// A checkpoint whose pages were never synced may have lost some to a power cut; as far as the
+// promise of its durability goes, it was never there. A page missing from a synced one is
+// damage: reported, and the checkpoint stays in the list, for its page may come back.
 void WorkloadCatalog::roll_back_torn(StoreStats& counters) {
   DigestSet missing;
+  std::vector<HeldCheckpoint> kept;
   const ObjectMap nothing;
-  const ObjectMap* previous = &nothing;
-  for (std::size_t i = 0; i < held_.size(); ++i) {
+  std::shared_ptr<const ObjectMap> previous(std::shared_ptr<void>(), &nothing);
+  const dedup::PageTable empty(identity_.kind);
+  for (HeldCheckpoint& h : held_) {
     std::vector<Digest> fresh;
-    const dedup::PageTable empty(identity_.kind);
-    for (const auto& [id, table] : *held_[i].objects) {
+    for (const auto& [id, table] : *h.objects) {
       auto it = previous->find(id);
       dedup::PageTable::diff(it == previous->end() ? empty : it->second, table,
                              [&](std::uint64_t, const Digest&, const Digest& now) {
                                if (!now.is_absent()) fresh.push_back(now);
                              });
     }
+    previous = h.objects;
     const std::vector<bool> known = context_.pages.contains(identity_.domain, fresh);
-    bool lacking = false;
     for (std::size_t k = 0; k < fresh.size(); ++k) {
-      if (known[k]) continue;
-      missing.insert(fresh[k]);
-      lacking = true;
-    }
-    if (lacking && held_[i].info.seq > synced_seq_) {
-      spdlog::warn("store: {} and later lost pages to a power cut; the tip is now {}",
-                   name_of(held_[i].info.seq), i == 0 ? "none" : name_of(held_[i - 1].info.seq));
-      counters.rolled_back += held_.size() - i;
-      held_.resize(i);
-      return;
+      if (!known[k]) missing.insert(fresh[k]);
     }
     if (!missing.empty()) {
-      for (const auto& [id, table] : *held_[i].objects) {
+      for (const auto& [id, table] : *h.objects) {
         table.for_each([&](std::uint64_t, const Digest& d) {
-          held_[i].info.missing_pages += missing.contains(d);
+          h.info.missing_pages += missing.contains(d);
         });
       }
-      if (held_[i].info.missing_pages != 0) {
-        spdlog::error("store: {}: {} pages are missing from the disk", name_of(held_[i].info.seq),
-                      held_[i].info.missing_pages);
-      }
     }
-    previous = held_[i].objects.get();
+    if (h.info.missing_pages == 0) {
+      kept.push_back(std::move(h));
+    } else if (h.info.seq > synced_seq_) {
+      spdlog::warn("store: {} is given up: {} of its pages were lost before they were synced",
+                   name_of(h.info.seq), h.info.missing_pages);
+      ++counters.rolled_back;
+    } else {
+      spdlog::error("store: {}: {} pages are missing from the disk", name_of(h.info.seq),
+                    h.info.missing_pages);
+      kept.push_back(std::move(h));
+    }
   }
+  held_ = std::move(kept);
 }
 
 }  // namespace baton::storage

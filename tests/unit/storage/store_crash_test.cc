@@ -1,0 +1,1 @@
+int baton_store_crash_test_placeholder;
