@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace baton {
 namespace {
@@ -122,11 +123,13 @@ Result<void> UnixSocket::send(std::span<const std::byte> bytes, std::span<const 
 
 Result<std::optional<SocketMessage>> UnixSocket::receive(std::size_t max_bytes) {
   SocketMessage out;
-  for (;;) {
+  for (bool reset = false;;) {
     // The length first, so that nothing larger than the message is allocated.
     ssize_t length = ::recv(fd_.get(), nullptr, 0, MSG_PEEK | MSG_TRUNC);
     if (length < 0 && errno == EINTR) continue;
     if (length < 0) {
+      // The peer closed with something of ours unread: said first, once, before what it sent.
+      if (errno == ECONNRESET && !std::exchange(reset, true)) continue;
       if (errno == ECONNRESET) return std::optional<SocketMessage>{};
       return errno_error("recv", "");
     }

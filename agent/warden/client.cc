@@ -293,7 +293,9 @@ Result<std::unique_ptr<WardenClient>> WardenClient::connect(const std::string& s
   core->socket.grow_buffers(kInlineMax * 8);
   pb::WardenRequest hello;
   hello.mutable_hello()->set_version(kProtocolVersion);
-  BATON_TRY(send_message(core->socket, hello));
+  // Refused at once: the reason is there to be read.
+  auto greeted = send_message(core->socket, hello);
+  if (!greeted && greeted.error().code != Code::kUnreachable) return greeted.error();
   pollfd entry{core->socket.fd(), POLLIN, 0};
   if (::poll(&entry, 1, 10000) == 0) {
     return make_error(Code::kTimedOut, "warden", socket_path + ": no answer to hello within 10 s");

@@ -1,6 +1,7 @@
 #include "agent/warden/program.h"
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <cstdio>
 
@@ -15,9 +16,11 @@ namespace baton::warden {
 namespace {
 
 Server* running = nullptr;
+pid_t own_pid = 0;
 
 extern "C" void on_signal(int) {
-  if (running) running->stop();
+  // A child between fork and exec has this handler and shares the server's descriptors.
+  if (running && ::getpid() == own_pid) running->stop();
 }
 
 }  // namespace
@@ -55,6 +58,7 @@ int warden_main(int argc, char** argv, const std::string& backend, Launcher laun
   }
   // Handlers, not a blocked mask: programs that this one starts inherit the mask.
   running = server->get();
+  own_pid = ::getpid();
   struct sigaction action{};
   action.sa_handler = on_signal;
   ::sigaction(SIGTERM, &action, nullptr);

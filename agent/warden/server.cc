@@ -49,6 +49,26 @@ void set_error(pb::WardenResponse& response, const Error& error) {
   out.set_hint(error.hint);
 }
 
+// The workload that a request is about; empty when it is about none.
+std::string workload_of(const pb::WardenRequest& request) {
+  using Op = pb::WardenRequest;
+  switch (request.op_case()) {
+    case Op::kRun: return request.run().spec().name();
+    case Op::kProtect: return request.protect().spec().name();
+    case Op::kBuild: return request.build().workload();
+    case Op::kRound: return request.round().workload();
+    case Op::kCapture: return request.capture().workload();
+    case Op::kThaw: return request.thaw().workload();
+    case Op::kHold: return request.hold().workload();
+    case Op::kStop: return request.stop().workload();
+    case Op::kRelease: return request.release().workload();
+    case Op::kFill: return request.fill().workload();
+    case Op::kActivate: return request.activate().workload();
+    case Op::kSignal: return request.signal().workload();
+    default: return {};
+  }
+}
+
 Error busy(const std::string& what) {
   return make_error(Code::kNoSpace, "warden", "too many requests wait for " + what, "Wait for answers first.");
 }
@@ -95,6 +115,7 @@ struct Server::Impl {
       ending.swap(workloads);
     }
     ending.clear();
+    if (!around.cgroups.path().empty()) ::rmdir(around.cgroups.path().c_str());   // stays while workloads run
   }
 
   backend::Backend* backend(const std::string& name) const {
@@ -246,7 +267,9 @@ struct Server::Impl {
     }
     Workload* target = workload.get();   // the thread that runs the task is the workload's own
     if (!workload->post(task(asked_by, id, [target, work = std::move(work)](pb::WardenResponse& response) mutable {
-          return work(*target, response);
+          auto done = work(*target, response);
+          target->publish();   // before the answer: who has it may ask for the list at once
+          return done;
         }))) {
       respond_error(asked_by, id, busy("workload " + name));
     }
@@ -496,6 +519,7 @@ void Server::Impl::greet(const pb::WardenRequest& request) {
 
 void Server::Impl::dispatch(pb::WardenRequest& request) {
   const std::uint64_t by = generation, id = request.id();
+  const std::string name = workload_of(request);
   using Op = pb::WardenRequest;
   switch (request.op_case()) {
     case Op::kFreeBuffer: {
@@ -538,50 +562,50 @@ void Server::Impl::dispatch(pb::WardenRequest& request) {
     case Op::kWriteFile:
       return on_pool(by, id, [this, op = std::move(*request.mutable_write_file())](auto&) { return files.write(op); });
     case Op::kRun:
-      return on_workload(by, id, std::string(request.run().spec().name()), true,
+      return on_workload(by, id, name, true,
                          [op = std::move(*request.mutable_run())](Workload& w, auto& response) -> Result<void> {
                            BATON_ASSIGN(*response.mutable_run(), w.run(op.spec()));
                            return {};
                          });
     case Op::kProtect:
-      return on_workload(by, id, std::string(request.protect().spec().name()), true,
+      return on_workload(by, id, name, true,
                          [op = std::move(*request.mutable_protect())](Workload& w, auto& response) -> Result<void> {
                            BATON_ASSIGN(*response.mutable_run(), w.protect(op.spec()));
                            return {};
                          });
     case Op::kBuild:
-      return on_workload(by, id, std::string(request.build().workload()), true,
+      return on_workload(by, id, name, true,
                          [op = std::move(*request.mutable_build())](Workload& w, auto&) { return w.build(op); });
     case Op::kRound:
-      return on_workload(by, id, std::string(request.round().workload()), false,
+      return on_workload(by, id, name, false,
                          [op = std::move(*request.mutable_round())](Workload& w, auto& response) {
                            return w.round(op, *response.mutable_round());
                          });
     case Op::kCapture:
-      return on_workload(by, id, std::string(request.capture().workload()), false,
+      return on_workload(by, id, name, false,
                          [op = std::move(*request.mutable_capture())](Workload& w, auto& response) {
                            return w.capture(op, *response.mutable_capture());
                          });
     case Op::kThaw:
-      return on_workload(by, id, request.thaw().workload(), false, [](Workload& w, auto&) { return w.thaw(); });
+      return on_workload(by, id, name, false, [](Workload& w, auto&) { return w.thaw(); });
     case Op::kHold:
-      return on_workload(by, id, request.hold().workload(), false, [](Workload& w, auto&) { return w.hold(); });
+      return on_workload(by, id, name, false, [](Workload& w, auto&) { return w.hold(); });
     case Op::kStop:
-      return on_workload(by, id, std::string(request.stop().workload()), false,
+      return on_workload(by, id, name, false,
                          [op = request.stop()](Workload& w, auto&) { return w.stop(op); });
     case Op::kRelease:
-      return on_workload(by, id, request.release().workload(), false, [](Workload& w, auto&) { return w.release(); });
+      return on_workload(by, id, name, false, [](Workload& w, auto&) { return w.release(); });
     case Op::kFill:
-      return on_workload(by, id, std::string(request.fill().workload()), false,
+      return on_workload(by, id, name, false,
                          [op = std::move(*request.mutable_fill())](Workload& w, auto&) { return w.fill(op); });
     case Op::kActivate:
-      return on_workload(by, id, std::string(request.activate().workload()), false,
+      return on_workload(by, id, name, false,
                          [op = request.activate()](Workload& w, auto& response) -> Result<void> {
                            BATON_ASSIGN(*response.mutable_run(), w.activate(op));
                            return {};
                          });
     case Op::kSignal:
-      return on_workload(by, id, request.signal().workload(), false,
+      return on_workload(by, id, name, false,
                          [number = request.signal().signal()](Workload& w, auto&) { return w.signal(number); });
     case Op::kHello:
     case Op::OP_NOT_SET:

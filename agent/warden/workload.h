@@ -92,13 +92,13 @@ class Workload {
   Result<void> signal(int number);
   void agent_gone();
   void process_ended();
+  void publish();                                   // brings snapshot() and place() up to date
 
  private:
   void run_tasks();
   Result<void> begin(const pb::WorkloadSpec& spec, const char* phase, const std::string& backend);
   Result<void> set_phase(const char* phase);
   Result<void> adopt(pid_t root, pid_t keeper);
-  void publish();
   void watch();
   void clean_up(bool kill);
   Result<void> move_in(pid_t root);
