@@ -61,8 +61,9 @@ class Workload {
     if (it == digests_.end()) it = digests_.emplace(content, hasher_->page(make_page(content))).first;
     return it->second;
   }
+  static inline std::size_t manifest_padding = 1000;
   static std::string manifest_of(std::uint64_t seq) {
-    return "manifest of " + std::to_string(seq) + std::string(seq % 5 * 1000, 'm');
+    return "manifest of " + std::to_string(seq) + std::string(seq % 5 * manifest_padding, 'm');
   }
 
   // The next checkpoint: against the last one taken, or full.
