@@ -1,0 +1,223 @@
+#include "agent/backend/linux/restore/build.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <set>
+
+#include "agent/backend/linux/restore/construction.h"
+#include "agent/backend/linux/state/machine.h"
+#include "base/clock.h"
+
+namespace baton::restore {
+namespace {
+
+constexpr std::uint64_t kAreaSearchStart = 0x10000000000, kAreaSearchStep = 2u << 20, kAreaSearchEnd = 0x7f0000000000;
+constexpr int kMaxNumber = 1 << 20;
+
+// An address that is free in every process, with room behind it for a vdso on its way.
+Result<std::uint64_t> find_area(const pb::LinuxState& state) {
+  for (std::uint64_t at = kAreaSearchStart; at < kAreaSearchEnd; at += kAreaSearchStep) {
+    bool free = true;
+    for (const auto& p : state.processes()) {
+      for (const auto& m : p.mappings()) free = free && (m.end() <= at || m.start() >= at + 3 * kAreaBytes);
+      if (!free) break;
+    }
+    if (free) return at;
+  }
+  return make_error(Code::kUnsupported, "build", "no free address for the driver");
+}
+
+Result<void> check(const pb::Manifest& manifest, const pb::LinuxState& state) {
+  if (manifest.backend() != "linux") return make_error(Code::kInvalid, "build", "a checkpoint of the backend " + manifest.backend());
+  if (state.version() != 1 || state.processes().empty()) return make_error(Code::kUnsupported, "build", "process state of version " + std::to_string(state.version()));
+  if (manifest.has_machine()) BATON_TRY(linux_backend::state::check_machine(manifest.machine()));
+  std::uint64_t used = 0;
+  for (const auto& p : state.processes()) {
+    if (p.shares_memory_with() != 0) return make_error(Code::kUnsupported, "build", "process " + std::to_string(p.pid()) + " shares its memory with another process");
+    for (const auto& thread : p.threads()) {
+      std::uint64_t bits = 0;
+      if (thread.xsave().size() >= 576) std::memcpy(&bits, thread.xsave().data() + 512, sizeof bits);
+      used |= bits;
+    }
+  }
+  BATON_TRY(linux_backend::state::check_xsave(used));
+  if (!state.vdso_digest().empty() && state.vdso_digest() != linux_backend::state::vdso_digest()) {
+    return make_error(Code::kUnsupported, "build", "this kernel's vdso differs from the one the program runs with", "Restore on a node with the same kernel.");
+  }
+  return {};
+}
+
+std::int64_t own_offset(const char* clock) {
+  auto text = read_file("/proc/self/timens_offsets");
+  if (!text) return 0;
+  auto at = text->find(clock);
+  if (at == std::string::npos) return 0;
+  long long seconds = 0, rest = 0;
+  if (std::sscanf(text->c_str() + at + std::strlen(clock), "%lld %lld", &seconds, &rest) != 2) return 0;
+  return seconds * 1'000'000'000 + rest;
+}
+
+// A PID that nobody in the checkpoint has or remembers.
+int spare_pid(const pb::LinuxState& state) {
+  std::set<int> taken{1};
+  for (const auto& p : state.processes()) {
+    taken.insert({p.pid(), p.pgid(), p.sid()});
+    for (const auto& thread : p.threads()) taken.insert(thread.tid());
+  }
+  int pid = 2;
+  while (taken.count(pid) != 0) ++pid;
+  return pid;
+}
+
+int root_pid(const pb::LinuxState& state) {
+  if (state.root_pid() != 0) return state.root_pid();
+  return state.processes(0).pid();
+}
+
+class LinuxBuild final : public backend::Build {
+ public:
+  LinuxBuild(const pb::Manifest& manifest, const backend::BuildTarget& target) : manifest_(manifest), target_(target) {
+    c_.manifest = &manifest_;
+  }
+
+  ~LinuxBuild() override {
+    if (activated_ || !keeper_) return;
+    ::kill(keeper_->pid(), SIGKILL);
+    reap_puppets(c_.group);
+    if (watched_) {
+      int status = 0;
+      ::waitpid(keeper_->pid(), &status, __WALL);
+    }
+  }
+
+  Result<void> construct() {
+    if (!c_.state.ParseFromString(manifest_.state())) return make_error(Code::kCorrupt, "build", "the manifest's process state cannot be read");
+    BATON_TRY(check(manifest_, c_.state));
+    BATON_ASSIGN(c_.area, find_area(c_.state));
+    int highest = 63;
+    for (const auto& p : c_.state.processes()) {
+      for (const auto& d : p.descriptors()) highest = std::max(highest, d.number());
+      if (!p.zombie()) c_.private_owner[p.memory_object()] = p.pid();
+    }
+    c_.first_number = c_.next_number = highest + 1;
+    BATON_TRY(start_keeper());
+    BATON_TRY(open_files(c_));
+    BATON_TRY(make_processes(c_));
+    for (auto& [pid, process] : c_.processes) {
+      if (process.threads.empty()) continue;
+      BATON_TRY(place_descriptors(c_, process));
+      BATON_TRY(build_address_space(c_, process));
+    }
+    BATON_TRY(make_threads(c_));
+    for (auto& [pid, process] : c_.processes) {
+      if (!process.threads.empty()) BATON_TRY(set_attributes(c_, process));
+    }
+    auto root = c_.processes.find(root_pid(c_.state));
+    if (root == c_.processes.end() || root->second.threads.empty()) return make_error(Code::kCorrupt, "build", "the root process is not among the processes");
+    root_ = root->second.leader().pid();
+    return {};
+  }
+
+  Result<void> fill(std::uint64_t object, std::uint64_t first_page, std::span<const std::byte> pages) override {
+    auto owner = c_.private_owner.find(object);
+    if (owner != c_.private_owner.end()) return fill_private(c_, c_.processes.at(owner->second), first_page, pages);
+    auto shared = c_.objects.find(object);
+    if (shared == c_.objects.end()) return make_error(Code::kCorrupt, "fill", "memory object " + std::to_string(object) + " is not in the manifest");
+    std::uint64_t at = first_page * backend::kPageBytes, size = shared->second.size_bytes;
+    if (at >= size) return {};
+    return pwrite_all(shared->second.ours.get(), pages.first(std::min<std::uint64_t>(pages.size(), size - at)), static_cast<off_t>(at));
+  }
+
+  Result<void> activate(bool paused, std::chrono::nanoseconds) override {
+    BATON_TRY(seal());
+    BATON_TRY(c_.maker().end(0));
+    c_.template_process.clear();
+    for (auto& [pid, process] : c_.processes) {
+      if (!process.threads.empty()) BATON_TRY(finish_process(c_, process));
+    }
+    BATON_TRY(keeper_->watch(root_pid(c_.state)));
+    watched_ = true;
+    if (paused) BATON_TRY(freeze());
+    for (auto& [pid, process] : c_.processes) BATON_TRY(release_process(process));
+    activated_ = true;
+    return {};
+  }
+
+  pid_t root() const override { return root_; }
+  pid_t keeper() const override { return keeper_ ? keeper_->pid() : 0; }
+
+ private:
+  Result<void> start_keeper() {
+    KeeperSettings settings;
+    settings.new_network = !target_.spec.addresses().empty();
+    settings.new_time = true;
+    std::int64_t wanted = static_cast<std::int64_t>(c_.state.monotonic_ns()) + target_.away.count();
+    std::int64_t wanted_boot = static_cast<std::int64_t>(c_.state.boottime_ns()) + target_.away.count();
+    std::int64_t now = read_clock(CLOCK_MONOTONIC).count(), boot = read_clock(CLOCK_BOOTTIME).count();
+    settings.monotonic_offset_ns = wanted - (now - own_offset("monotonic"));
+    settings.boottime_offset_ns = wanted_boot - (boot - own_offset("boottime"));
+    c_.monotonic_shift_ns = wanted - now;
+    settings.log_path = target_.log_path;
+    settings.exit_path = target_.exit_path;
+    settings.cgroup = target_.cgroup;
+    BATON_ASSIGN(KeeperClient keeper, KeeperClient::start(settings));
+    keeper_.emplace(std::move(keeper));
+    int pid = spare_pid(c_.state);
+    BATON_ASSIGN(pid_t here, keeper_->spawn(pid, c_.area, kAreaBytes));
+    int needed = c_.first_number + 64 + 2 * c_.state.open_files_size() + 4 * c_.state.pipes_size() + 2 * c_.state.unix_pairs_size() + manifest_.objects_size();
+    if (needed > kMaxNumber) return make_error(Code::kUnsupported, "build", "too many descriptors");
+    rlimit now_limit{};
+    ::prlimit(here, RLIMIT_NOFILE, nullptr, &now_limit);
+    rlimit files{std::max<rlim_t>(now_limit.rlim_cur, static_cast<rlim_t>(needed)), std::max<rlim_t>(now_limit.rlim_max, static_cast<rlim_t>(needed))};
+    if (::prlimit(here, RLIMIT_NOFILE, &files, nullptr) != 0) return errno_error("raise the limit of open files", std::to_string(needed));
+    BATON_ASSIGN(Puppet maker, Puppet::seize(here, pid, c_.area, c_.group));
+    c_.template_process.push_back(std::move(maker));
+    return {};
+  }
+
+  Result<void> seal() {
+    for (const auto& file : c_.state.open_files()) {
+      if (file.kind() != pb::OPEN_FILE_MEMFD || (file.memfd_seals() & ~static_cast<unsigned>(F_SEAL_SEAL)) == 0) continue;
+      auto found = c_.objects.find(file.object());
+      if (found == c_.objects.end()) continue;
+      if (::fcntl(found->second.ours.get(), F_ADD_SEALS, file.memfd_seals()) != 0 && errno != EPERM) return errno_error("seal", file.name());
+    }
+    return {};
+  }
+
+  // Not waited for: they stop the moment they are let go.
+  Result<void> freeze() {
+    if (target_.cgroup.empty()) return make_error(Code::kInvalid, "activate", "paused, but no cgroup was given");
+    std::string path = target_.cgroup + "/cgroup.freeze";
+    BATON_ASSIGN(Fd fd, open_file(path, O_WRONLY));
+    if (::write(fd.get(), "1", 1) != 1) return errno_error("write", path);
+    return {};
+  }
+
+  pb::Manifest manifest_;
+  backend::BuildTarget target_;
+  Construction c_;
+  std::optional<KeeperClient> keeper_;
+  pid_t root_ = 0;
+  bool watched_ = false;
+  bool activated_ = false;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<backend::Build>> build(const pb::Manifest& manifest, const backend::BuildTarget& target) {
+  auto build = std::make_unique<LinuxBuild>(manifest, target);
+  BATON_TRY(build->construct());
+  return std::unique_ptr<backend::Build>(std::move(build));
+}
+
+}  // namespace baton::restore

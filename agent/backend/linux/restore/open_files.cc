@@ -1,0 +1,355 @@
+// Open file descriptions: each is made once, in the template process, at a number above all
+// that the programs use; every process of the build inherits them and puts them in place.
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/inotify.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "agent/backend/linux/restore/construction.h"
+
+namespace baton::restore {
+namespace {
+
+constexpr std::uint64_t kSetTicks = 0x40085400;   // TFD_IOC_SET_TICKS (Linux 3.17)
+constexpr int kMaxWatchNumber = 65536;
+constexpr std::uint64_t kAtCwd = static_cast<std::uint64_t>(AT_FDCWD);
+
+Error refuse(const std::string& text, const std::string& hint = {}) { return make_error(Code::kUnsupported, "build", text, hint); }
+
+class Opener {
+ public:
+  explicit Opener(Construction& c) : c_(c), maker_(c.maker()), pipes_(static_cast<std::size_t>(c.state.pipes_size()), {-1, -1}) {}
+
+  Result<void> all() {
+    for (const auto& file : c_.state.open_files()) {
+      auto low = open(file);
+      if (!low) return std::move(low).error();
+      BATON_ASSIGN(int number, keep_number(c_, *low, file.path()));
+      if (file.kind() != pb::OPEN_FILE_PATH || (file.flags() & O_PATH) == 0) BATON_TRY(set_flags(file, number));
+      if (!file.flock().empty()) {
+        BATON_TRY(maker_.checked("flock", file.path(), SYS_flock, {u(number), static_cast<std::uint64_t>(file.flock() == "w" ? 6 : 5)}));
+      }
+      for (const auto& lock : file.record_locks()) BATON_TRY(set_lock(maker_, number, lock, F_OFD_SETLK, file.path()));
+      c_.open_numbers.push_back(number);
+    }
+    for (int i = 0; i < c_.state.open_files_size(); ++i) {  // once every queue is full again
+      const auto& socket = c_.state.open_files(i).socket();
+      if (socket.kind() != pb::SOCKET_UNIX_PAIR || socket.shutdown() == 0) continue;
+      BATON_TRY(maker_.call(SYS_shutdown, {u(c_.open_numbers[static_cast<std::size_t>(i)]), socket.shutdown() == 3 ? 2ull : socket.shutdown() - 1ull}));
+    }
+    // Ends that nobody has: closed, as they were.
+    for (auto [reader, writer] : pipes_) {
+      for (int end : {reader, writer}) {
+        if (end >= 0) BATON_TRY(maker_.call(SYS_close, {u(end)}));
+      }
+    }
+    for (auto& [index, pair] : unix_pairs_) {
+      for (int end : {pair.first, pair.second}) {
+        if (end >= 0) BATON_TRY(maker_.call(SYS_close, {u(end)}));
+      }
+    }
+    return {};
+  }
+
+  static Result<void> set_lock(Puppet& puppet, int number, const pb::RecordLock& lock, int command, const std::string& subject) {
+    struct flock request{};
+    request.l_type = lock.write() ? F_WRLCK : F_RDLCK;
+    request.l_whence = SEEK_SET;
+    request.l_start = static_cast<off_t>(lock.start());
+    request.l_len = static_cast<off_t>(lock.bytes());
+    BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&request, 1))));
+    BATON_TRY(puppet.checked("lock", subject, SYS_fcntl, {u(number), u(command), at}));
+    return {};
+  }
+
+  static std::uint64_t u(int value) { return static_cast<std::uint64_t>(static_cast<std::int64_t>(value)); }
+
+ private:
+  Result<int> checked(const char* what, const std::string& subject, long number, std::initializer_list<std::uint64_t> args) {
+    BATON_ASSIGN(std::uint64_t value, maker_.checked(what, subject, number, args));
+    return static_cast<int>(value);
+  }
+
+  Result<int> open_path(const std::string& path, std::uint64_t flags) {
+    BATON_ASSIGN(std::uint64_t at, maker_.put(path));
+    return checked("open", path, SYS_openat, {kAtCwd, at, flags | O_NOCTTY | O_CLOEXEC, 0});
+  }
+
+  Result<void> set_flags(const pb::OpenFile& file, int number) {
+    constexpr std::uint32_t kSettable = O_APPEND | O_ASYNC | O_DIRECT | O_NOATIME | O_NONBLOCK;
+    std::uint64_t wanted = file.flags() & kSettable;
+    if (file.kind() != pb::OPEN_FILE_PIPE && file.kind() != pb::OPEN_FILE_PATH) wanted &= ~static_cast<std::uint64_t>(O_DIRECT);
+    BATON_ASSIGN(std::int64_t now, maker_.call(SYS_fcntl, {u(number), F_GETFL}));
+    if ((static_cast<std::uint64_t>(now) & kSettable) == wanted) return {};
+    BATON_TRY(maker_.checked("F_SETFL", file.path(), SYS_fcntl, {u(number), F_SETFL, wanted}));
+    return {};
+  }
+
+  Result<int> open(const pb::OpenFile& file) {
+    switch (file.kind()) {
+      case pb::OPEN_FILE_PATH: return S_ISFIFO(file.mode()) && (file.flags() & O_PATH) == 0 ? open_pipe(file) : open_named(file);
+      case pb::OPEN_FILE_DELETED:
+      case pb::OPEN_FILE_MEMFD: return open_object(file);
+      case pb::OPEN_FILE_PIPE: return open_pipe(file);
+      case pb::OPEN_FILE_EPOLL: return checked("epoll_create1", "epoll", SYS_epoll_create1, {0});
+      case pb::OPEN_FILE_EVENTFD: return open_eventfd(file);
+      case pb::OPEN_FILE_TIMERFD: return open_timerfd(file);
+      case pb::OPEN_FILE_SIGNALFD: {
+        std::uint64_t mask = file.signal_mask();
+        BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(&mask, 1))));
+        return checked("signalfd4", "signalfd", SYS_signalfd4, {~0ull, at, 8, 0});
+      }
+      case pb::OPEN_FILE_SOCKET: return open_socket(c_, file, unix_pairs_);
+      case pb::OPEN_FILE_KEEPER_OUT: return checked("dup", "stdout", SYS_dup, {kKeeperOutWrite});
+      case pb::OPEN_FILE_KEEPER_ERR: return checked("dup", "stderr", SYS_dup, {kKeeperErrWrite});
+      case pb::OPEN_FILE_NULL: return open_path("/dev/null", file.flags() & O_ACCMODE);
+      case pb::OPEN_FILE_INOTIFY: return open_inotify(file);
+      default: return refuse("an open file of unknown kind " + std::to_string(file.kind()));
+    }
+  }
+
+  Result<int> open_named(const pb::OpenFile& file) {
+    struct stat there{};
+    if (::stat(file.path().c_str(), &there) != 0) {
+      Error error = errno_error("open", file.path());
+      error.hint = "The program has it open; bring it to this node (--with-files).";
+      return error;
+    }
+    if ((there.st_mode & S_IFMT) != (file.mode() & S_IFMT)) return refuse(file.path() + " is another kind of file here");
+    constexpr std::uint64_t kOpening = O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_ASYNC;
+    BATON_ASSIGN(int low, open_path(file.path(), file.flags() & ~kOpening));
+    bool seekable = S_ISREG(file.mode()) || S_ISDIR(file.mode()) || S_ISBLK(file.mode());
+    if (seekable && file.position() != 0 && (file.flags() & O_PATH) == 0) {
+      BATON_TRY(maker_.checked("seek", file.path(), SYS_lseek, {u(low), file.position(), SEEK_SET}));
+    }
+    return low;
+  }
+
+  // Another description of what `number` refers to.
+  Result<int> reopen(int number, std::uint64_t flags) { return open_path("/proc/self/fd/" + std::to_string(number), flags); }
+
+  Result<int> open_object(const pb::OpenFile& file) {
+    auto found = c_.objects.find(file.object());
+    if (found == c_.objects.end()) return make_error(Code::kCorrupt, "build", file.path() + ": its memory object is missing");
+    BATON_ASSIGN(int low, reopen(found->second.number, file.flags() & (O_ACCMODE | O_APPEND | O_DIRECT | O_NOATIME | O_SYNC)));
+    if (file.position() != 0) BATON_TRY(maker_.checked("seek", file.path(), SYS_lseek, {u(low), file.position(), SEEK_SET}));
+    return low;
+  }
+
+  Result<int> open_pipe(const pb::OpenFile& file) {
+    if (file.pipe() == 0 || file.pipe() > pipes_.size()) return make_error(Code::kCorrupt, "build", "a pipe without content record");
+    auto& ends = pipes_[file.pipe() - 1];
+    if (ends.first < 0) BATON_TRY(make_pipe(file, ends));
+    unsigned access = file.flags() & O_ACCMODE;
+    return reopen(access == O_WRONLY ? ends.second : ends.first, access | (file.flags() & (O_NONBLOCK | O_DIRECT)));
+  }
+
+  Result<void> make_pipe(const pb::OpenFile& file, std::pair<int, int>& ends) {
+    const auto& pipe = c_.state.pipes(static_cast<int>(file.pipe() - 1));
+    int first = -1, second = -1;
+    if (file.kind() == pb::OPEN_FILE_PATH) {
+      BATON_ASSIGN(first, open_path(file.path(), O_RDONLY | O_NONBLOCK));
+      BATON_ASSIGN(second, open_path(file.path(), O_WRONLY | O_NONBLOCK));
+    } else {
+      BATON_TRY(maker_.checked("pipe2", "pipe", SYS_pipe2, {maker_.data(), static_cast<std::uint64_t>(pipe.packets_size() > 1 ? O_DIRECT | O_NONBLOCK : O_NONBLOCK)}));
+      int pair[2];
+      BATON_TRY(maker_.read(maker_.data(), std::as_writable_bytes(std::span(pair))));
+      first = pair[0], second = pair[1];
+    }
+    BATON_ASSIGN(ends.first, keep_number(c_, first, "pipe"));
+    BATON_ASSIGN(ends.second, keep_number(c_, second, "pipe"));
+    if (pipe.capacity_bytes() != 0) {
+      BATON_TRY(maker_.checked("F_SETPIPE_SZ", std::to_string(pipe.capacity_bytes()) + " bytes", SYS_fcntl, {u(ends.second), F_SETPIPE_SZ, pipe.capacity_bytes()}));
+    }
+    for (const auto& packet : pipe.packets()) {
+      for (std::size_t done = 0; done < packet.size();) {
+        std::size_t part = std::min<std::size_t>(packet.size() - done, kAreaDataBytes & ~4095ull);
+        BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(packet).subspan(done, part))));
+        BATON_ASSIGN(std::uint64_t written, maker_.checked("refill", "pipe", SYS_write, {u(ends.second), at, part}));
+        done += written;
+      }
+    }
+    return {};
+  }
+
+  Result<int> open_eventfd(const pb::OpenFile& file) {
+    BATON_ASSIGN(int low, checked("eventfd2", "eventfd", SYS_eventfd2, {0, static_cast<std::uint64_t>((file.eventfd_semaphore() ? EFD_SEMAPHORE : 0) | EFD_NONBLOCK)}));
+    std::uint64_t count = file.eventfd_count();
+    if (count != 0) {
+      BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(&count, 1))));
+      BATON_TRY(maker_.checked("write", "eventfd", SYS_write, {u(low), at, 8}));
+    }
+    return low;
+  }
+
+  Result<int> open_timerfd(const pb::OpenFile& file) {
+    BATON_ASSIGN(int low, checked("timerfd_create", "timerfd", SYS_timerfd_create, {u(file.timer_clock()), 0}));
+    bool wall = file.timer_clock() == CLOCK_REALTIME || file.timer_clock() == CLOCK_REALTIME_ALARM;
+    bool boot = file.timer_clock() == CLOCK_BOOTTIME || file.timer_clock() == CLOCK_BOOTTIME_ALARM;
+    if (file.timer_left_ns() != 0) {
+      std::uint64_t due = (wall ? c_.state.realtime_ns() : boot ? c_.state.boottime_ns() : c_.state.monotonic_ns()) + file.timer_left_ns();
+      std::int64_t value[4] = {static_cast<std::int64_t>(file.timer_interval_ns() / 1000000000), static_cast<std::int64_t>(file.timer_interval_ns() % 1000000000),
+                               static_cast<std::int64_t>(due / 1000000000), static_cast<std::int64_t>(due % 1000000000)};
+      BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(value))));
+      std::uint64_t cancel = file.timer_flags() & TFD_TIMER_CANCEL_ON_SET;
+      BATON_TRY(maker_.checked("timerfd_settime", "timerfd", SYS_timerfd_settime, {u(low), TFD_TIMER_ABSTIME | cancel, at, 0}));
+    }
+    if (file.timer_ticks() != 0) {
+      std::uint64_t ticks = file.timer_ticks();
+      BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(&ticks, 1))));
+      BATON_TRY(maker_.checked("TFD_IOC_SET_TICKS", "timerfd", SYS_ioctl, {u(low), kSetTicks, at}));
+    }
+    return low;
+  }
+
+  // Watch numbers are given out one after the other: those in between are taken and given back.
+  Result<int> open_inotify(const pb::OpenFile& file) {
+    BATON_ASSIGN(int low, checked("inotify_init1", "inotify", SYS_inotify_init1, {0}));
+    int next = 1;
+    for (const auto& watch : file.inotify_watches()) {
+      if (watch.number() > kMaxWatchNumber) return refuse("inotify watch number " + std::to_string(watch.number()));
+      for (; next < watch.number(); ++next) {
+        BATON_ASSIGN(std::uint64_t at, maker_.put(std::string("/")));
+        BATON_ASSIGN(int got, checked("inotify_add_watch", "/", SYS_inotify_add_watch, {u(low), at, IN_IGNORED | IN_DELETE_SELF}));
+        BATON_TRY(maker_.call(SYS_inotify_rm_watch, {u(low), u(got)}));
+        drain_ = true;
+      }
+      BATON_ASSIGN(std::uint64_t at, maker_.put(watch.path()));
+      BATON_TRY(checked("inotify_add_watch", watch.path(), SYS_inotify_add_watch, {u(low), at, watch.mask()}));
+      next = watch.number() + 1;
+    }
+    if (drain_) {  // IN_IGNORED of those given back
+      BATON_TRY(maker_.call(SYS_fcntl, {u(low), F_SETFL, O_NONBLOCK}));
+      for (;;) {
+        BATON_ASSIGN(std::int64_t n, maker_.call(SYS_read, {u(low), maker_.data(), 65536}));
+        if (n <= 0) break;
+      }
+      BATON_TRY(maker_.call(SYS_fcntl, {u(low), F_SETFL, 0}));
+      drain_ = false;
+    }
+    return low;
+  }
+
+  Construction& c_;
+  Puppet& maker_;
+  std::vector<std::pair<int, int>> pipes_;
+  std::map<std::uint32_t, std::pair<int, int>> unix_pairs_;
+  bool drain_ = false;
+};
+
+Result<Fd> fetch(pid_t pid, int number) {
+  Fd process = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!process) return errno_error("pidfd_open", std::to_string(pid));
+  int got = static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), number, 0));
+  if (got < 0) return errno_error("pidfd_getfd", std::to_string(number));
+  return Fd::adopt(got);
+}
+
+}  // namespace
+
+Result<int> keep_number(Construction& c, int low, const std::string& subject) {
+  int number = c.next_number++;
+  auto u = Opener::u;
+  BATON_TRY(c.maker().checked("dup3", subject, SYS_dup3, {u(low), u(number), O_CLOEXEC}));
+  BATON_TRY(c.maker().call(SYS_close, {u(low)}));
+  return number;
+}
+
+// Shared memory and the content of files without a name; filled later.
+Result<void> make_objects(Construction& c) {
+  std::map<std::uint64_t, const pb::OpenFile*> files;
+  for (const auto& file : c.state.open_files()) {
+    if (file.object() != 0) files.emplace(file.object(), &file);
+  }
+  for (const auto& object : c.manifest->objects()) {
+    if (object.kind() == pb::MEMORY_OBJECT_PRIVATE) continue;
+    if (object.kind() == pb::MEMORY_OBJECT_SYSV) return refuse("System V shared memory");
+    const pb::OpenFile* file = files.count(object.id()) != 0 ? files[object.id()] : nullptr;
+    int low = -1;
+    if (file != nullptr && file->kind() == pb::OPEN_FILE_DELETED) {
+      std::string folder = file->path().substr(0, file->path().rfind('/') + 1);
+      for (const std::string& where : {folder, std::string("/tmp")}) {
+        BATON_ASSIGN(std::uint64_t at, c.maker().put(where));
+        BATON_ASSIGN(std::int64_t got, c.maker().call(SYS_openat, {kAtCwd, at, O_RDWR | O_TMPFILE | O_CLOEXEC, file->mode() & 07777}));
+        low = static_cast<int>(got);
+        if (low >= 0) break;
+      }
+      if (low < 0) return errno_error(-low, "make unnamed file", file->path());
+    } else {
+      std::string name = file != nullptr ? file->name() : "baton-shared";
+      BATON_ASSIGN(std::uint64_t at, c.maker().put(name));
+      bool seals = file != nullptr && (file->memfd_seals() & F_SEAL_SEAL) == 0;
+      BATON_ASSIGN(std::uint64_t got, c.maker().checked("memfd_create", name, SYS_memfd_create, {at, static_cast<std::uint64_t>(MFD_CLOEXEC | (seals || (file != nullptr && file->memfd_seals() != F_SEAL_SEAL) ? MFD_ALLOW_SEALING : 0))}));
+      low = static_cast<int>(got);
+    }
+    std::uint64_t size = file != nullptr ? file->size_bytes() : object.size_bytes();
+    SharedObject made;
+    made.size_bytes = size;
+    BATON_ASSIGN(made.number, keep_number(c, low, object.name()));
+    BATON_ASSIGN(made.ours, fetch(c.maker().pid(), made.number));
+    if (::ftruncate(made.ours.get(), static_cast<off_t>(size)) != 0) return errno_error("set size", object.name());
+    if (file != nullptr && ::fchown(made.ours.get(), file->uid(), file->gid()) != 0) return errno_error("set owner", object.name());
+    c.objects.emplace(object.id(), std::move(made));
+  }
+  return {};
+}
+
+Result<void> open_files(Construction& c) {
+  Puppet& maker = c.maker();
+  // What the template has from the keeper goes, except the pipes, which are taken along.
+  BATON_ASSIGN(std::int64_t low, maker.call(SYS_close_range, {0, kKeeperOutWrite - 1, 0}));
+  if (low < 0) return errno_error(static_cast<int>(-low), "close_range", "template process");
+  BATON_TRY(maker.call(SYS_close_range, {kKeeperErrWrite + 1, static_cast<std::uint64_t>(c.first_number - 1), 0}));
+  BATON_TRY(make_objects(c));
+  BATON_TRY(Opener(c).all());
+  BATON_TRY(maker.call(SYS_close_range, {0, static_cast<std::uint64_t>(c.first_number - 1), 0}));
+  return {};
+}
+
+Result<void> place_descriptors(Construction& c, BuiltProcess& process) {
+  auto u = Opener::u;
+  Puppet& puppet = process.leader();
+  std::vector<PuppetRecord> calls;
+  for (const auto& d : process.state->descriptors()) {
+    if (d.open_file() >= c.open_numbers.size()) return make_error(Code::kCorrupt, "build", "a descriptor of an unknown open file");
+    PuppetRecord r;
+    r.number = SYS_dup3;
+    r.args[0] = u(c.open_numbers[d.open_file()]);
+    r.args[1] = u(d.number());
+    r.args[2] = d.close_on_exec() ? O_CLOEXEC : 0;
+    calls.push_back(r);
+  }
+  BATON_ASSIGN(std::size_t done, puppet.batch(calls));
+  if (done > 0 && calls[done - 1].answer < 0) {
+    return errno_error(static_cast<int>(-calls[done - 1].answer), "place descriptor", std::to_string(calls[done - 1].args[1]) + " of process " + std::to_string(process.state->pid()));
+  }
+  for (const auto& d : process.state->descriptors()) {
+    const auto& file = c.state.open_files(static_cast<int>(d.open_file()));
+    if (file.owner() != 0) {
+      std::int32_t owner[2] = {file.owner_type(), file.owner() < 0 ? -file.owner() : file.owner()};
+      BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(owner))));
+      BATON_TRY(puppet.call(SYS_fcntl, {u(d.number()), F_SETOWN_EX, at}));
+    }
+    if (file.owner_signal() != 0) BATON_TRY(puppet.call(SYS_fcntl, {u(d.number()), F_SETSIG, u(file.owner_signal())}));
+    for (const auto& lock : d.posix_locks()) BATON_TRY(Opener::set_lock(puppet, d.number(), lock, F_SETLK, file.path()));
+  }
+  for (const auto& watch : process.state->epoll_watches()) {
+    struct { std::uint32_t events; std::uint32_t data[2]; } event{watch.events(), {}};
+    std::uint64_t data = watch.data();
+    std::memcpy(event.data, &data, sizeof data);
+    BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&event, 1))));
+    BATON_TRY(puppet.checked("epoll_ctl", "descriptor " + std::to_string(watch.target()), SYS_epoll_ctl, {u(watch.epoll()), EPOLL_CTL_ADD, u(watch.target()), at}));
+  }
+  return {};
+}
+
+}  // namespace baton::restore

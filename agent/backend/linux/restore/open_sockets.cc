@@ -1,0 +1,220 @@
+// Sockets of a checkpoint, made in the template process, which is in the workload's network
+// namespace. A TCP connection that is not taken along becomes a connected socket whose peer
+// has reset it: a pair over loopback, of which one end is closed with SO_LINGER 0.
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "agent/backend/linux/restore/construction.h"
+
+namespace baton::restore {
+namespace {
+
+std::uint64_t u(int value) { return static_cast<std::uint64_t>(static_cast<std::int64_t>(value)); }
+
+std::string describe(const std::string& address) {
+  sockaddr_storage raw{};
+  std::memcpy(&raw, address.data(), std::min(address.size(), sizeof raw));
+  char text[INET6_ADDRSTRLEN] = {};
+  if (raw.ss_family == AF_INET) {
+    const auto& in = reinterpret_cast<const sockaddr_in&>(raw);
+    ::inet_ntop(AF_INET, &in.sin_addr, text, sizeof text);
+    return std::string(text) + ":" + std::to_string(ntohs(in.sin_port));
+  }
+  if (raw.ss_family == AF_INET6) {
+    const auto& in = reinterpret_cast<const sockaddr_in6&>(raw);
+    ::inet_ntop(AF_INET6, &in.sin6_addr, text, sizeof text);
+    return "[" + std::string(text) + "]:" + std::to_string(ntohs(in.sin6_port));
+  }
+  if (raw.ss_family == AF_UNIX && address.size() > 2) {
+    std::string path = address.substr(2);
+    if (path[0] == 0) path[0] = '@';
+    return path.c_str();
+  }
+  return "socket";
+}
+
+class SocketMaker {
+ public:
+  SocketMaker(Construction& c, const pb::OpenFile& file) : c_(c), maker_(c.maker()), socket_(file.socket()) {}
+
+  Result<int> make(std::map<std::uint32_t, std::pair<int, int>>& pairs) {
+    switch (socket_.kind()) {
+      case pb::SOCKET_RESET: return reset();
+      case pb::SOCKET_UNIX_PAIR:
+      case pb::SOCKET_UNIX_LONELY: return from_pair(pairs);
+      case pb::SOCKET_PLAIN:
+      case pb::SOCKET_LISTENING:
+      case pb::SOCKET_UDP_CONNECTED: return plain();
+      default: return make_error(Code::kUnsupported, "build", "a socket of unknown kind");
+    }
+  }
+
+ private:
+  Result<int> checked(const char* what, const std::string& subject, long number, std::initializer_list<std::uint64_t> args) {
+    BATON_ASSIGN(std::uint64_t value, maker_.checked(what, subject, number, args));
+    return static_cast<int>(value);
+  }
+
+  Result<void> option(int fd, int level, int name, const void* value, std::size_t bytes) {
+    BATON_ASSIGN(std::uint64_t at, maker_.put(std::span(static_cast<const std::byte*>(value), bytes)));
+    BATON_TRY(maker_.call(SYS_setsockopt, {u(fd), u(level), u(name), at, bytes}));  // one that this kernel lacks is left out
+    return {};
+  }
+  Result<void> option(int fd, int level, int name, int value) { return option(fd, level, name, &value, sizeof value); }
+
+  Result<void> options(int fd) {
+    for (const auto& o : socket_.options()) BATON_TRY(option(fd, o.level(), o.name(), o.value().data(), o.value().size()));
+    return {};
+  }
+
+  int saved_option(int level, int name) const {
+    for (const auto& o : socket_.options()) {
+      if (o.level() != level || o.name() != name || o.value().size() != sizeof(int)) continue;
+      int value = 0;
+      std::memcpy(&value, o.value().data(), sizeof value);
+      return value;
+    }
+    return 0;
+  }
+
+  Result<int> plain() {
+    BATON_ASSIGN(int fd, checked("socket", "domain " + std::to_string(socket_.domain()), SYS_socket,
+                                 {u(socket_.domain()), static_cast<std::uint64_t>(socket_.type()) | SOCK_CLOEXEC, u(socket_.protocol())}));
+    BATON_TRY(options(fd));
+    if (!socket_.local().empty()) BATON_TRY(bind(fd));
+    if (socket_.kind() == pb::SOCKET_LISTENING) {
+      BATON_TRY(checked("listen", describe(socket_.local()), SYS_listen, {u(fd), u(socket_.backlog())}));
+    }
+    if (socket_.kind() == pb::SOCKET_UDP_CONNECTED) {
+      BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(socket_.peer()))));
+      BATON_TRY(checked("connect", describe(socket_.peer()), SYS_connect, {u(fd), at, socket_.peer().size()}));
+    }
+    return fd;
+  }
+
+  Result<void> bind(int fd) {
+    bool tcp = socket_.domain() != AF_UNIX && socket_.type() == SOCK_STREAM;
+    if (tcp) BATON_TRY(option(fd, SOL_SOCKET, SO_REUSEADDR, 1));   // the old connections may linger
+    if (socket_.domain() == AF_INET || socket_.domain() == AF_INET6) BATON_TRY(option(fd, IPPROTO_IP, IP_FREEBIND, 1));
+    if (socket_.unix_path_bound()) BATON_TRY(clear_path());
+    BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(socket_.local()))));
+    auto bound = checked("bind", describe(socket_.local()), SYS_bind, {u(fd), at, socket_.local().size()});
+    if (!bound) {
+      Error error = std::move(bound).error();
+      if (error.sys_errno == EADDRINUSE) error.hint = "Another program on this node holds that address.";
+      return error;
+    }
+    if (tcp) BATON_TRY(option(fd, SOL_SOCKET, SO_REUSEADDR, saved_option(SOL_SOCKET, SO_REUSEADDR)));
+    if (socket_.domain() == AF_INET || socket_.domain() == AF_INET6) BATON_TRY(option(fd, IPPROTO_IP, IP_FREEBIND, saved_option(IPPROTO_IP, IP_FREEBIND)));
+    return {};
+  }
+
+  // A socket file that nobody listens on any more is in the way.
+  Result<void> clear_path() {
+    sockaddr_un address{};
+    std::memcpy(&address, socket_.local().data(), std::min(socket_.local().size(), sizeof address - 1));
+    struct stat there{};
+    if (::lstat(address.sun_path, &there) != 0 || !S_ISSOCK(there.st_mode)) return {};
+    Fd probe = Fd::adopt(::socket(AF_UNIX, socket_.type() | SOCK_CLOEXEC, 0));
+    if (::connect(probe.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 && errno == ECONNREFUSED) {
+      ::unlink(address.sun_path);
+    }
+    return {};
+  }
+
+  Result<int> reset() {
+    sockaddr_storage raw{};
+    socklen_t bytes = sizeof(sockaddr_in);
+    if (socket_.domain() == AF_INET6) {
+      auto& in = reinterpret_cast<sockaddr_in6&>(raw);
+      in.sin6_family = AF_INET6;
+      // Mapped loopback also works where a namespace has no ::1.
+      in.sin6_addr.s6_addr[10] = in.sin6_addr.s6_addr[11] = 0xff;
+      in.sin6_addr.s6_addr[12] = 127;
+      in.sin6_addr.s6_addr[15] = 1;
+      bytes = sizeof(sockaddr_in6);
+    } else {
+      auto& in = reinterpret_cast<sockaddr_in&>(raw);
+      in.sin_family = AF_INET;
+      in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    }
+    std::uint64_t type = SOCK_STREAM | SOCK_CLOEXEC;
+    BATON_ASSIGN(int listener, checked("socket", "loopback", SYS_socket, {u(socket_.domain()), type, 0}));
+    if (socket_.domain() == AF_INET6) BATON_TRY(option(listener, IPPROTO_IPV6, IPV6_V6ONLY, 0));
+    BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(&raw, 1))));
+    BATON_TRY(checked("bind", "loopback", SYS_bind, {u(listener), at, bytes}));
+    BATON_TRY(checked("listen", "loopback", SYS_listen, {u(listener), 1}));
+    std::uint32_t length = sizeof raw;
+    BATON_TRY(maker_.put(std::as_bytes(std::span(&length, 1)), sizeof raw));
+    BATON_TRY(checked("getsockname", "loopback", SYS_getsockname, {u(listener), at, maker_.data() + sizeof raw}));
+    BATON_TRY(maker_.read(at, std::as_writable_bytes(std::span(&raw, 1))));
+    BATON_ASSIGN(int fd, checked("socket", "loopback", SYS_socket, {u(socket_.domain()), type, 0}));
+    if (socket_.domain() == AF_INET6) BATON_TRY(option(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0));
+    BATON_ASSIGN(std::uint64_t peer, maker_.put(std::as_bytes(std::span(&raw, 1))));
+    BATON_TRY(checked("connect", "loopback", SYS_connect, {u(fd), peer, bytes}));
+    BATON_ASSIGN(int other, checked("accept4", "loopback", SYS_accept4, {u(listener), 0, 0, SOCK_CLOEXEC}));
+    linger now{1, 0};
+    BATON_TRY(option(other, SOL_SOCKET, SO_LINGER, &now, sizeof now));
+    BATON_TRY(options(fd));
+    BATON_TRY(maker_.call(SYS_close, {u(other)}));
+    BATON_TRY(maker_.call(SYS_close, {u(listener)}));
+    return fd;
+  }
+
+  Result<int> from_pair(std::map<std::uint32_t, std::pair<int, int>>& pairs) {
+    bool lonely = socket_.kind() == pb::SOCKET_UNIX_LONELY;
+    std::pair<int, int> made{-1, -1};
+    auto found = lonely ? pairs.end() : pairs.find(socket_.pair());
+    if (found == pairs.end()) {
+      BATON_TRY(checked("socketpair", "unix socket", SYS_socketpair, {AF_UNIX, static_cast<std::uint64_t>(socket_.type()) | SOCK_CLOEXEC, 0, maker_.data()}));
+      int both[2];
+      BATON_TRY(maker_.read(maker_.data(), std::as_writable_bytes(std::span(both))));
+      BATON_ASSIGN(made.first, keep_number(c_, both[0], "unix socket"));
+      BATON_ASSIGN(made.second, keep_number(c_, both[1], "unix socket"));
+      if (!lonely) found = pairs.emplace(socket_.pair(), made).first;
+    }
+    auto& ends = lonely ? made : found->second;
+    bool first = lonely || socket_.first_of_pair();
+    int mine = first ? ends.first : ends.second, other = first ? ends.second : ends.first;
+    BATON_TRY(options(mine));
+    if (socket_.queue() != 0) BATON_TRY(refill(other));
+    if (lonely) BATON_TRY(maker_.call(SYS_close, {u(other)}));
+    // Handed over as a low number: the kept one stays for the other end's queue.
+    return checked("dup", "unix socket", SYS_dup, {u(mine)});
+  }
+
+  Result<void> refill(int into) {
+    for (const auto& packet : c_.state.unix_queues(static_cast<int>(socket_.queue() - 1)).packets()) {
+      for (std::size_t done = 0; done < packet.size() || packet.empty();) {
+        std::size_t part = std::min<std::size_t>(packet.size() - done, kAreaDataBytes);
+        BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(packet).subspan(done, part))));
+        BATON_ASSIGN(std::uint64_t sent, maker_.checked("refill", "unix socket", SYS_sendto, {u(into), at, part, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0}));
+        done += sent;
+        if (packet.empty()) break;
+      }
+    }
+    return {};
+  }
+
+  Construction& c_;
+  Puppet& maker_;
+  const pb::Socket& socket_;
+};
+
+}  // namespace
+
+Result<int> open_socket(Construction& c, const pb::OpenFile& file, std::map<std::uint32_t, std::pair<int, int>>& pairs) {
+  return SocketMaker(c, file).make(pairs);
+}
+
+}  // namespace baton::restore
