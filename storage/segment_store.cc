@@ -167,6 +167,7 @@ void SegmentPageStore::enter(PageIndex& index, const Appended& where,
 Result<void> SegmentPageStore::put_new(const DomainId& domain, PageIndex& index,
                                        std::span<const PagePut> pages, PutResult& result) {
   std::string frames;
+  frames.reserve(std::min(pages.size() / kFramePages + 1, kPutFrames) * kMaxFrameBytes);
   std::vector<FrameHead> heads;
   for (std::size_t done = 0; done < pages.size();) {
     frames.clear();

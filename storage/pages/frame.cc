@@ -61,33 +61,26 @@ FrameHead append_frame(std::string& out, const DomainId& domain, std::span<const
   for (const PagePut& p : pages) {
     if (!p.digest.is_narrow()) head.width = 32;
   }
-  const std::size_t start = out.size();
-  const std::size_t payload_at = start + head.payload_at();
-  // Room for the worst case, so that the compressor writes in place.
-  out.resize(payload_at + ZSTD_COMPRESSBOUND(kFramePages * kPageBytes));
-  std::size_t packed = ZSTD_compressCCtx(compressor(), out.data() + payload_at,
-                                         out.size() - payload_at, raw, raw_bytes, zstd_level);
-  if (!ZSTD_isError(packed) && packed <= raw_bytes - raw_bytes / 16) {
-    head.codec = Codec::kZstd;
-    head.payload_bytes = static_cast<std::uint32_t>(packed);
-  } else {
-    head.codec = Codec::kRaw;
-    head.payload_bytes = static_cast<std::uint32_t>(raw_bytes);
-    std::memcpy(out.data() + payload_at, raw, raw_bytes);
-  }
-  out.resize(payload_at + head.payload_bytes);
+  // A buffer no larger than what is worth keeping: the compressor stops where it would not pay.
+  const std::size_t worth = raw_bytes - raw_bytes / 16;
+  thread_local std::unique_ptr<std::byte[]> packed(new std::byte[kFramePages * kPageBytes]);
+  const std::size_t packed_bytes =
+      ZSTD_compressCCtx(compressor(), packed.get(), worth, raw, raw_bytes, zstd_level);
+  const bool shrinks = !ZSTD_isError(packed_bytes);
+  head.codec = shrinks ? Codec::kZstd : Codec::kRaw;
+  head.payload_bytes = static_cast<std::uint32_t>(shrinks ? packed_bytes : raw_bytes);
 
-  std::string bytes;
-  put_int(bytes, kFrameMagic);
-  put_int(bytes, static_cast<std::uint8_t>(head.codec));
-  put_int(bytes, head.width);
-  put_int(bytes, head.page_count);
-  put_int(bytes, head.payload_bytes);
-  put_int<std::uint32_t>(bytes, 0);
-  put_raw(bytes, domain.bytes);
-  for (const PagePut& p : pages) put_raw(bytes, std::span(p.digest.bytes.data(), head.width));
-  CHECK(bytes.size() == head.payload_at());
-  std::memcpy(out.data() + start, bytes.data(), bytes.size());
+  const std::size_t start = out.size();
+  put_int(out, kFrameMagic);
+  put_int(out, static_cast<std::uint8_t>(head.codec));
+  put_int(out, head.width);
+  put_int(out, head.page_count);
+  put_int(out, head.payload_bytes);
+  put_int<std::uint32_t>(out, 0);
+  put_raw(out, domain.bytes);
+  for (const PagePut& p : pages) put_raw(out, std::span(p.digest.bytes.data(), head.width));
+  CHECK(out.size() == start + head.payload_at());
+  put_raw(out, std::span(shrinks ? packed.get() : raw, head.payload_bytes));
   put_int<std::uint64_t>(out, checksum(std::string_view(out).substr(start)));
   return head;
 }
