@@ -168,7 +168,8 @@ class Mapper {
   }
 
   Result<void> make_room() {
-    if (calls_.size() + 16 < kMaxBatch || !path_.empty()) return {};
+    if (calls_.size() + 16 < kMaxBatch && data_used_ + 256 < kAreaDataBytes) return {};
+    BATON_TRY(close());   // the kept descriptor does not outlive a batch
     return flush();
   }
 

@@ -83,7 +83,7 @@ Result<void> set_thread(Puppet& puppet, const pb::Thread& thread) {
     BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&stack, 1))));
     BATON_TRY(puppet.checked("sigaltstack", about, SYS_sigaltstack, {at, 0}));
   }
-  if (thread.robust_list() != 0) BATON_TRY(puppet.checked("set_robust_list", about, SYS_set_robust_list, {thread.robust_list(), thread.robust_list_bytes()}));
+  BATON_TRY(puppet.checked("set_robust_list", about, SYS_set_robust_list, {thread.robust_list(), 24}));
   BATON_TRY(puppet.checked("set_tid_address", about, SYS_set_tid_address, {thread.clear_child_tid()}));
   BATON_ASSIGN(std::uint64_t name, puppet.put(thread.comm()));
   BATON_TRY(puppet.checked("PR_SET_NAME", about, SYS_prctl, {PR_SET_NAME, name}));

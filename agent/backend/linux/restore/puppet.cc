@@ -90,6 +90,12 @@ Result<Puppet> Puppet::seize(pid_t pid, pid_t inside, std::uint64_t area, Puppet
   BATON_TRY(puppet.adopt());
   std::span<const unsigned char> code(baton_puppet_begin, baton_puppet_end);
   BATON_TRY(puppet.write(area, std::as_bytes(code)));
+  // The C library's rseq area is about to be unmapped: the kernel must not write to it.
+  __ptrace_rseq_configuration rseq{};
+  if (::ptrace(static_cast<__ptrace_request>(PTRACE_GET_RSEQ_CONFIGURATION), pid, sizeof rseq, &rseq) > 0 && rseq.rseq_abi_pointer != 0) {
+    constexpr std::uint64_t kUnregister = 1;
+    BATON_TRY(puppet.checked("unregister rseq", "blank process", SYS_rseq, {rseq.rseq_abi_pointer, rseq.rseq_abi_size, kUnregister, rseq.signature}));
+  }
   return puppet;
 }
 
