@@ -2,8 +2,10 @@
 // rebuilt from nothing but the manifest and the captured pages. The programs check themselves
 // (tests/tracees): asked with SIGUSR1, they print "ok" or "FAILED: what".
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -242,6 +244,79 @@ TEST_F(Restore, Files_Moved_AreTheSame) { move({tracee("files")}); }
 TEST_F(Restore, Events_Moved_AreTheSame) { move({tracee("events")}); }
 TEST_F(Restore, Clocks_Moved_NeverRunBackwards) { move({tracee("clocks")}); }
 TEST_F(Restore, Tree_Moved_KeepsSessionsGroupsAndZombies) { move({tracee("tree")}); }
+
+TEST_F(Restore, Churn_Moved_GoesOn) { move({tracee("churn")}); }
+TEST_F(Restore, Generator_Moved_GoesOnMidIteration) { move({"/usr/bin/python3", tracee("generator.py")}); }
+
+// Three processes and their pipes, moved in mid-stream: the output is that of an undisturbed run.
+TEST_F(Restore, Pipeline_Moved_LosesNoByte) {
+  std::string undisturbed = folder_ / "undisturbed.xz";
+  start({"/bin/sh", tracee("pipeline.sh"), "20000", folder_ / "moved.xz"});
+  ASSERT_TRUE(wait_for([&] { return fs::exists(folder_ / "moved.xz"); }));
+  std::this_thread::sleep_for(300ms);   // somewhere in the middle
+  ASSERT_EQ(text_of(log(0)).find("done"), std::string::npos);
+  capture();
+  if (HasFatalFailure()) return;
+  rebuild();
+  if (HasFatalFailure()) return;
+  ASSERT_TRUE(logged(1, "done")) << text_of(log(1));
+  std::string command = "awk -v n=20000 'BEGIN { for (i = 1; i <= n; i++) { print i, (i * 7919) % 104729, \"the quick brown fox\"; if (i % 200 == 0) fflush() } }' | xz -1 -T1 -c > " + undisturbed;
+  ASSERT_EQ(std::system(command.c_str()), 0);
+  EXPECT_EQ(text_of(undisturbed), text_of(folder_ / "moved.xz"));
+}
+
+// One command, one answer.
+std::string ask(int socket, const std::string& command) {
+  if (::send(socket, command.data(), command.size(), MSG_NOSIGNAL) < 0) return "send failed";
+  char answer[512];
+  ssize_t n = ::recv(socket, answer, sizeof answer, 0);
+  return n <= 0 ? "connection ended" : std::string(answer, static_cast<std::size_t>(n));
+}
+
+int dial(std::uint16_t port) {
+  int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(port);
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) return fd;
+  ::close(fd);
+  return -1;
+}
+
+TEST_F(Restore, Redis_Moved_HoldsEveryKeyAndItsClientsComeBack) {
+  if (::access("/usr/bin/redis-server", X_OK) != 0) GTEST_SKIP() << "needs redis-server";
+  int probe = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof address;
+  ASSERT_EQ(::bind(probe, reinterpret_cast<sockaddr*>(&address), length), 0);
+  ASSERT_EQ(::getsockname(probe, reinterpret_cast<sockaddr*>(&address), &length), 0);
+  std::uint16_t port = ntohs(address.sin_port);
+  ::close(probe);
+  start({"/usr/bin/redis-server", "--save", "", "--bind", "127.0.0.1", "--port", std::to_string(port)});
+  if (HasFatalFailure()) return;
+  int client = -1;
+  ASSERT_TRUE(wait_for([&] { return (client = dial(port)) >= 0; })) << text_of(log(0));
+  for (int i = 0; i < 2000; ++i) {
+    ASSERT_EQ(ask(client, "SET key" + std::to_string(i) + " value" + std::to_string(i) + "\r\n"), "+OK\r\n");
+  }
+  capture();   // with a client connected
+  if (HasFatalFailure()) return;
+  ::close(client);
+  rebuild();
+  if (HasFatalFailure()) return;
+  client = dial(port);
+  ASSERT_GE(client, 0) << text_of(log(1));
+  for (int i = 0; i < 2000; ++i) {
+    std::string value = "value" + std::to_string(i);
+    ASSERT_EQ(ask(client, "GET key" + std::to_string(i) + "\r\n"), "$" + std::to_string(value.size()) + "\r\n" + value + "\r\n");
+  }
+  // The old connection was seen as ended, not as still there.
+  EXPECT_TRUE(wait_for([&] { return ask(client, "INFO clients\r\n").find("connected_clients:1\r") != std::string::npos; }, 5s));
+  ::close(client);
+}
 
 TEST_F(Restore, Sleeper_MovedTwice_StillLives) {
   move({tracee("counter"), "20000"});
