@@ -61,8 +61,10 @@ class GrpcAgentClient final : public AgentClient {
     return stream<pb::RestoreProgress>("restore", context, stub_->Restore(&context, request), sink);
   }
   Result<void> logs(const pb::AgentLogsRequest& request,
-                    const std::function<bool(const pb::LogChunk&)>& sink) override {
+                    const std::function<bool(const pb::LogChunk&)>& sink,
+                    std::stop_token stop) override {
     grpc::ClientContext context;
+    std::stop_callback cancel(stop, [&] { context.TryCancel(); });
     return stream<pb::LogChunk>("logs", context, stub_->Logs(&context, request), sink);
   }
 

@@ -42,7 +42,8 @@ class AgentClient {
                                const std::function<bool(const pb::RestoreProgress&)>& sink,
                                std::stop_token stop) = 0;
   virtual Result<void> logs(const pb::AgentLogsRequest& request,
-                            const std::function<bool(const pb::LogChunk&)>& sink) = 0;
+                            const std::function<bool(const pb::LogChunk&)>& sink,
+                            std::stop_token stop) = 0;
 };
 
 class AgentDirectory {

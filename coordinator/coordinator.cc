@@ -40,16 +40,24 @@ Coordinator::Coordinator(StateStore& store, OwnerRegistry& registry, AgentDirect
       membership_(clock) {}
 
 Coordinator::~Coordinator() {
+  stop();
   std::list<Work> work;
+  {
+    std::lock_guard lock(mutex_);
+    work.swap(work_);
+  }
+  work.clear();  // joins
+}
+
+void Coordinator::stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
     for (Session* session : sessions_) session->closed = true;
-    work.swap(work_);
+    for (auto& item : work_) item.thread.request_stop();
   }
   changed_.notify_all();
-  for (auto& item : work) item.thread.request_stop();
-  work.clear();  // joins
+  stop_.request_stop();
 }
 
 Result<void> Coordinator::start() {

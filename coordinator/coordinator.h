@@ -56,6 +56,9 @@ class Coordinator {
 
   // Loads what is known; call once, before anything else.
   Result<void> start();
+  // Ends sessions, followers and waits, so that the wire can shut down. What is under way
+  // keeps its operation record. No call after it does anything but fail.
+  void stop();
 
   // --- viewer
   Result<pb::ListNodesResponse> list_nodes();
@@ -66,7 +69,8 @@ class Coordinator {
   // follow: goes on until `sink` or `alive` answers false.
   Result<void> events(const pb::EventsRequest& request, const Sink<pb::Event>& sink,
                       const std::function<bool()>& alive);
-  Result<void> logs(const pb::AgentLogsRequest& request, const Sink<pb::LogChunk>& sink);
+  Result<void> logs(const pb::AgentLogsRequest& request, const Sink<pb::LogChunk>& sink,
+                    std::stop_token stop);
   pb::VersionInfo version() const;
 
   // --- operator; `who` is named in the event log
@@ -172,6 +176,7 @@ class Coordinator {
   std::set<std::string> unreachable_;   // nodes already declared so
   std::set<std::string> strangers_;     // "node/workload" reported, never heard of
   bool stopping_ = false;
+  std::stop_source stop_;               // requested with stopping_
 
   struct Work {
     std::jthread thread;

@@ -391,10 +391,10 @@ Result<pb::CheckpointInfo> Coordinator::checkpoint(const pb::CheckpointNowReques
 }
 
 Result<void> Coordinator::logs(const pb::AgentLogsRequest& request,
-                               const Sink<pb::LogChunk>& sink) {
+                               const Sink<pb::LogChunk>& sink, std::stop_token stop) {
   BATON_ASSIGN(auto one, known(request.name()));
   BATON_ASSIGN(auto view, ready_node(one.owner.owner(), "logs " + request.name()));
-  return agent_of(view)->logs(request, sink);
+  return agent_of(view)->logs(request, sink, stop);
 }
 
 Result<pb::AgentInspectResponse> Coordinator::inspect(const pb::InspectWorkloadRequest& request) {

@@ -66,6 +66,7 @@ int main(int argc, char** argv) {
   int signal = 0;
   sigwait(&signals, &signal);
   spdlog::info("stopping on signal {}", signal);
+  core.stop();
   (*server)->shutdown();
   return 0;
 }

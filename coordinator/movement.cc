@@ -21,6 +21,8 @@ struct Coordinator::MigrationRun {
 
 namespace {
 
+constexpr std::chrono::milliseconds kStopPoll{200};
+
 bool outcome_unknown(const Error& error) {
   return error.code == Code::kUnreachable || error.code == Code::kTimedOut ||
          error.code == Code::kUnknownOutcome || error.code == Code::kCancelled;
@@ -86,7 +88,12 @@ Result<void> Coordinator::migrate(const pb::MigrateWorkloadRequest& request,
   std::uint64_t seen = 0;
   std::unique_lock lock(run->mutex);
   while (true) {
-    run->changed.wait(lock, [&] { return run->count != seen || run->outcome; });
+    run->changed.wait_for(lock, kStopPoll, [&] { return run->count != seen || run->outcome; });
+    if (run->count == seen && !run->outcome) {
+      if (!stop_.stop_requested()) continue;
+      return make_error(Code::kUnknownOutcome, "migrate", name + ": the coordinator shuts down",
+                        "See baton show " + name + ".");
+    }
     if (run->count != seen) {
       seen = run->count;
       pb::MigrateProgress progress = run->newest;
@@ -402,13 +409,14 @@ Result<void> Coordinator::restore_same(const Known& one, const Held& held, const
           }
           return true;
         },
-        {});
+        stop_.get_token());
   };
   auto outcome = do_restore();
   if (outcome && !last) {
     outcome = make_error(Code::kUnknownOutcome, reason, what + ": no report from " + target.name,
                          "See baton show " + name + ".");
   }
+  if (!outcome && stop_.stop_requested()) return outcome;  // the record stays, for our successor
   (void)fault_point("coordinator.restore.answered");
   if (outcome) {
     pb::WorkloadStatus status;
@@ -514,12 +522,13 @@ Result<void> Coordinator::restore_as(const Known& one, const Held& held, const N
           }
           return true;
         },
-        {});
+        stop_.get_token());
   };
   auto outcome = do_restore();
   if (outcome && !last) {
     outcome = make_error(Code::kUnknownOutcome, "restore", as + ": no report from " + target.name);
   }
+  if (!outcome && stop_.stop_requested()) return outcome;
   if (!outcome) {
     if (outcome_unknown(outcome.error()) && incarnation != 0) {
       pb::StopWorkloadRequest stop;

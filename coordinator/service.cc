@@ -14,6 +14,7 @@ namespace {
 // Each session and each follower holds a thread of gRPC's.
 constexpr int kMaxRpcThreads = 1'100;
 constexpr std::chrono::milliseconds kShutdownGrace{500};
+constexpr std::chrono::milliseconds kListenerPoll{100};
 
 using transport::Identity;
 using transport::Role;
@@ -117,7 +118,15 @@ class Service final : public pb::Coordinator::Service {
   grpc::Status Logs(grpc::ServerContext* context, const pb::AgentLogsRequest* request,
                     grpc::ServerWriter<pb::LogChunk>* writer) override {
     return stream(context, "Logs", writer, [&](const Identity&, const Sink<pb::LogChunk>& sink) {
-      return coordinator_.logs(*request, sink);
+      // A quiet program says nothing to notice the listener's end by.
+      std::stop_source left;
+      std::jthread watcher([&](std::stop_token done) {
+        while (!done.stop_requested() && !context->IsCancelled()) {
+          std::this_thread::sleep_for(kListenerPoll);
+        }
+        left.request_stop();
+      });
+      return coordinator_.logs(*request, sink, left.get_token());
     });
   }
   grpc::Status Migrate(grpc::ServerContext* context, const pb::MigrateWorkloadRequest* request,

@@ -315,8 +315,9 @@ class CoordinatorService : public testing::Test {
     port_ = server_->port();
   }
   void halt() {
-    core_.reset();  // ends followers and sessions
+    if (core_) core_->stop();
     server_.reset();
+    core_.reset();
     agents_.reset();
     registry_.reset();
     store_.reset();

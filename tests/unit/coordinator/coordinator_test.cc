@@ -81,7 +81,7 @@ class FakeAgent : public AgentClient {
     return {};
   }
   Result<void> logs(const pb::AgentLogsRequest&,
-                    const std::function<bool(const pb::LogChunk&)>&) override {
+                    const std::function<bool(const pb::LogChunk&)>&, std::stop_token) override {
     return {};
   }
 
