@@ -1,0 +1,7 @@
+# Pause, scan and copy of the linux backend.
+if(TARGET baton_linux_attachment)
+  baton_program(bench_capture SOURCES capture_bench.cc
+    DEPS base proto linux_remote linux_state linux_memory linux_attachment)
+  add_dependencies(bench_capture bench_writer)
+  target_compile_definitions(bench_capture PRIVATE BENCH_WRITER="$<TARGET_FILE:bench_writer>")
+endif()
