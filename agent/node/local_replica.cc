@@ -1,10 +1,27 @@
 #include "agent/node/local_replica.h"
 
+#include "base/log.h"
+
 namespace baton::node {
 
+Result<void> enter_workload(storage::Store& store, const storage::WorkloadIdentity& identity,
+                            std::uint64_t incarnation) {
+  auto added = store.add_workload(identity);
+  if (!added && added.error().code == Code::kConflict) {
+    auto held = store.identity(identity.workload);
+    auto seen = store.incarnation(identity.workload);
+    if (held && seen && held->domain != identity.domain && *seen < incarnation) {
+      spdlog::warn("{}: its name was given anew; the old one's checkpoints go", identity.workload);
+      BATON_TRY(store.drop_workload(identity.workload));
+      added = store.add_workload(identity);
+    }
+  }
+  BATON_TRY(added);
+  return store.raise_incarnation(identity.workload, incarnation);
+}
+
 Result<std::optional<ReplicaTip>> LocalReplica::open(std::uint64_t incarnation) {
-  BATON_TRY(store_.add_workload(identity_));
-  BATON_TRY(store_.raise_incarnation(identity_.workload, incarnation));
+  BATON_TRY(enter_workload(store_, identity_, incarnation));
   lease_ = store_.lease();
   BATON_ASSIGN(auto tip, store_.tip(identity_.workload));
   if (!tip) return std::optional<ReplicaTip>();

@@ -7,6 +7,12 @@
 
 namespace baton::node {
 
+// Enters the workload into the store at this incarnation. Checkpoints under the name that
+// belong to another dedup domain are of a workload deleted since (its name was given again,
+// at a higher incarnation): they go. Fails: kConflict (an older incarnation).
+Result<void> enter_workload(storage::Store& store, const storage::WorkloadIdentity& identity,
+                            std::uint64_t incarnation);
+
 class LocalReplica final : public Replica {
  public:
   LocalReplica(storage::Store& store, storage::WorkloadIdentity identity)

@@ -509,7 +509,7 @@ MigrationEvent MigrationRun::thaw() {
   if (!pause_before_retry(state_.retries)) return {MigrationEventKind::kUnknown, "stopping"};
   auto thawed = w_.env_.warden->thaw(w_.name());
   if (!thawed && (thawed.error().code == Code::kNotFound || thawed.error().code == Code::kConflict ||
-                  thawed.error().code == Code::kInvalid)) {
+                  thawed.error().code == Code::kTraceeGone || thawed.error().code == Code::kInvalid)) {
     return ok();  // it ended, or it runs already
   }
   {

@@ -3,6 +3,7 @@
 #include <filesystem>
 
 #include "agent/node/busy.h"
+#include "agent/node/local_replica.h"
 #include "agent/node/node.h"
 #include "agent/node/receiver.h"
 #include "agent/node/spec.h"
@@ -316,8 +317,7 @@ Result<pb::RestoreReport> Node::restore(const pb::RestoreRequest& request,
     return process.error();
   }
   BATON_TRY(fault_point("agent.restore.activated"));
-  auto held = env_.store->add_workload(identity);
-  if (held) held = env_.store->raise_incarnation(name, request.ownership().incarnation());
+  auto held = enter_workload(*env_.store, identity, request.ownership().incarnation());
   if (!held) spdlog::warn("{}: {}", name, held.error().message());
   std::vector<pb::PeerAddress> standbys;
   for (const auto& peer : request.standbys()) {

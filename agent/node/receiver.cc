@@ -5,6 +5,7 @@
 #include <mutex>
 #include <utility>
 
+#include "agent/node/local_replica.h"
 #include "agent/node/spec.h"
 #include "base/fault_point.h"
 #include "base/log.h"
@@ -115,8 +116,7 @@ Result<transport::Opened> Receiver::on_open(const transport::StreamPeer& peer,
   identity.domain.bytes = request.domain;
   identity.kind = request.kind;
   identity.key = request.hash_key;
-  BATON_TRY(store_.add_workload(identity));
-  BATON_TRY(store_.raise_incarnation(request.workload, request.incarnation));
+  BATON_TRY(enter_workload(store_, identity, request.incarnation));
   BATON_ASSIGN(auto hasher, store_.hasher(request.workload));
   transport::Opened opened;
   BATON_ASSIGN(auto tip, store_.tip(request.workload));

@@ -15,6 +15,7 @@ namespace {
 using namespace std::chrono_literals;
 constexpr std::chrono::microseconds kDefaultHeartbeat = 200ms;
 constexpr auto kMaxBackoff = 2000ms;
+constexpr auto kFactsWait = 3000ms;
 
 }  // namespace
 
@@ -47,6 +48,12 @@ void Session::loop() {
 }
 
 void Session::run_once() {
+  // The first message says what this node is, which the warden knows: given a moment to come
+  // up; without it the node registers all the same, and again when it is there.
+  for (auto waited = 0ms; waited < kFactsWait && !stopping_ && !node_.facts(); waited += 50ms) {
+    std::this_thread::sleep_for(50ms);
+  }
+  const bool complete = node_.facts().has_value();
   auto stub = pb::Coordinator::NewStub(channel_);
   grpc::ClientContext context;
   {
@@ -73,6 +80,7 @@ void Session::run_once() {
     });
     while (open && !stopping_) {
       node_.wait_report(std::chrono::microseconds(heartbeat_us));
+      if (!complete && node_.facts()) break;
       if (!open || stopping_ || !stream->Write(node_.report(false))) break;
     }
     stream->WritesDone();

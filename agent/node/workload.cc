@@ -18,6 +18,7 @@ constexpr std::uint64_t kWantedChunkPages = 8192;      // captured again per rou
 constexpr int kMaxFullCopyRounds = 4096;
 constexpr auto kMaxCaptureBackoff = 5s;
 constexpr auto kBufferWait = 10ms;
+constexpr auto kForcedGap = 20ms;  // between checkpoints while somebody waits for one
 
 }  // namespace
 
@@ -135,7 +136,7 @@ bool Workload::wanting() const {
 }
 
 bool Workload::due(std::chrono::nanoseconds now) const {
-  return (waiters_ > 0 && last_committed_ < next_seq_ && now + interval_ >= next_due_) || now >= next_due_;
+  return now >= next_due_ || (waiters_ > 0 && now + interval_ >= next_due_ + kForcedGap);
 }
 
 void Workload::loop() {
@@ -165,7 +166,8 @@ void Workload::loop() {
       lock.lock();
       if (env_.clock->monotonic_now() < next_due_ || !room()) continue;
     } else if (!due(now)) {
-      changed_.wait_for(lock, next_due_ - now);
+      changed_.wait_for(lock, waiters_ > 0 ? std::min<std::chrono::nanoseconds>(kForcedGap, next_due_ - now)
+                                           : next_due_ - now);
       continue;
     } else if (!room()) {
       changed_.wait_for(lock, 1s);
@@ -185,6 +187,11 @@ void Workload::loop() {
       capture_failed(done.error());
       lock.lock();
     }
+    changed_.notify_all();
+  }
+  if (migration_ && !migration_->done) {
+    migration_->outcome = make_error(Code::kCancelled, "migrate", name() + ": this agent is being stopped");
+    migration_->done = true;
     changed_.notify_all();
   }
 }
@@ -429,10 +436,13 @@ Result<void> Workload::checkpoint() {
       need_full_ = true;
       return done;
     }
-  } else if (last_written_ > kConcurrentRoundPages) {
-    BATON_TRY(copy_round({}, nullptr));
+  }
+  std::uint64_t in_round = 0;
+  if (!full && last_written_ > kConcurrentRoundPages) {
+    BATON_ASSIGN(in_round, copy_round({}, nullptr));
   }
   BATON_ASSIGN(auto snapshot, take_snapshot(false, {}, 0, nullptr));
+  last_written_ += in_round;
   BATON_TRY(fault_point("agent.checkpoint.captured"));
   for (const auto& link : links()) link.replicator->offer(snapshot);
   std::lock_guard lock(mutex_);
@@ -602,8 +612,8 @@ Result<pb::MigrateReport> Workload::migrate(const pb::MigrateRequest& request,
   job->request = request;
   job->progress = progress;
   std::unique_lock lock(mutex_);
-  if (state_ != "running") {
-    return make_error(Code::kConflict, "migrate", name() + " is " + state_);
+  if (state_ != "running" || stopping_) {
+    return make_error(Code::kConflict, "migrate", name() + " is " + (stopping_ ? "stopping" : state_));
   }
   if (migration_ && !migration_->done) {
     return make_error(Code::kConflict, "migrate", name() + " is being migrated already");
@@ -619,7 +629,7 @@ Result<pb::MigrateReport> Workload::migrate(const pb::MigrateRequest& request,
   abort_asked_ = false;
   migration_ = job;
   changed_.notify_all();
-  changed_.wait(lock, [&] { return job->done || (stopping_ && migration_ != job); });
+  changed_.wait(lock, [&] { return job->done; });
   return std::move(*job->outcome);
 }
 
