@@ -443,6 +443,7 @@ Result<VerifyResult> DiskStore::verify() {
   for (auto& [id, domain] : domains) {
     const std::vector<Digest> pages(domain.pages.begin(), domain.pages.end());
     result.pages_checked += pages.size();
+    (void)pages_->contains(id, pages);  // under the lease, so that none is collected meanwhile
     BATON_ASSIGN(auto bad, pages_->verify(id, *domain.hasher, pages));
     if (bad.empty()) continue;
     boost::unordered_flat_map<Digest, std::size_t, dedup::DigestHash> index;
@@ -452,6 +453,7 @@ Result<VerifyResult> DiskStore::verify() {
     }
     for (const HeldCheckpoint& h : domain.held) {
       const std::string name = h.info.workload + "@" + std::to_string(h.info.seq);
+      if (!load_tables(h.info.workload, h.info.seq)) continue;  // dropped meanwhile
       for (const auto& [object, table] : *h.objects) {
         table.for_each([&](std::uint64_t, const Digest& d) {
           auto it = index.find(d);
@@ -462,6 +464,7 @@ Result<VerifyResult> DiskStore::verify() {
       }
     }
   }
+  std::erase_if(result.bad, [](const BadPageReport& b) { return b.checkpoints.empty(); });
   return result;
 }
 
