@@ -1,8 +1,10 @@
 #include "transport/rpc.h"
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
+#include <grpc/support/log.h>
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/create_channel.h>
@@ -17,6 +19,7 @@
 #include <grpcpp/server_builder.h>
 #include <grpcpp/server_context.h>
 
+#include "base/log.h"
 #include "proto/warden.pb.h"
 
 namespace baton::transport {
@@ -87,6 +90,16 @@ std::shared_ptr<ex::CertificateProviderInterface> provider_of(const TlsFiles& tl
       tls.ca_pem, std::vector<ex::IdentityKeyCertPair>{{tls.key_pem, tls.cert_pem}});
 }
 
+// gRPC's own log lines go to ours, for debugging: what matters comes back as a status.
+void take_over_log() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    gpr_set_log_function([](gpr_log_func_args* line) {
+      spdlog::debug("grpc {}:{}: {}", line->file, line->line, line->message);
+    });
+  });
+}
+
 int ms(std::chrono::milliseconds duration) { return static_cast<int>(duration.count()); }
 
 std::string clipped(const std::string& text) {
@@ -139,6 +152,7 @@ Error unavailable(const std::string& text, std::string_view operation, std::stri
 
 std::shared_ptr<grpc::Channel> make_channel(const std::string& address, const TlsFiles& tls,
                                             Role role, std::string_view name) {
+  take_over_log();
   ex::TlsChannelCredentialsOptions options;
   options.set_certificate_provider(provider_of(tls));
   options.watch_root_certs();
@@ -169,6 +183,7 @@ RpcServer::RpcServer() = default;
 Result<std::unique_ptr<RpcServer>> RpcServer::start(const std::string& address, const TlsFiles& tls,
                                                     const std::vector<grpc::Service*>& services,
                                                     RpcServerOptions server_options) {
+  take_over_log();
   ex::TlsServerCredentialsOptions options(provider_of(tls));
   options.watch_root_certs();
   options.watch_identity_key_cert_pairs();

@@ -72,7 +72,7 @@ asio::awaitable<Result<std::shared_ptr<Session>>> Client::establish(HostPort whe
     co_return fail(make_error(Code::kUnreachable, "open page stream",
                               who + ": " + connect_error.message(),
                               "Is its agent running, and the address right?"));
-  tune_socket(stream->next_layer(), options_.dead_after);
+  tune_socket(stream->next_layer());
 
   Result<Identity> identity = co_await handshake(*stream, false, tls_, who);
   if (!identity) co_return fail(std::move(identity).error());

@@ -1,5 +1,7 @@
 #include "transport/stream/server.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -40,6 +42,7 @@ Result<void> Server::start(const std::string& address) {
     return make_error(Code::kInvalid, "listen", address + ": " + error.message());
   const tcp::endpoint endpoint = endpoints.begin()->endpoint();
   acceptor_.open(endpoint.protocol(), error);
+  if (!error) ::fcntl(acceptor_.native_handle(), F_SETFD, FD_CLOEXEC);
   if (!error) acceptor_.set_option(tcp::acceptor::reuse_address(true), error);
   if (!error) acceptor_.bind(endpoint, error);
   if (!error) acceptor_.listen(asio::socket_base::max_listen_connections, error);
@@ -139,7 +142,7 @@ asio::awaitable<void> Server::greet(tcp::socket socket) {
   StreamPeer peer;
   const auto endpoint = socket.remote_endpoint(ignored);
   peer.address = endpoint.address().to_string() + ":" + std::to_string(endpoint.port());
-  tune_socket(socket, options_.dead_after);
+  tune_socket(socket);
   auto stream = std::make_unique<TlsStream>(std::move(socket), *context_);
   tcp::socket* raw = &stream->next_layer();
   greeting_.insert(raw);

@@ -1,7 +1,6 @@
 #include "transport/stream/tls.h"
 
-#include <netinet/tcp.h>
-#include <sys/socket.h>
+#include <fcntl.h>
 
 #include <optional>
 
@@ -175,12 +174,10 @@ asio::awaitable<Result<void>> write_everything(TlsStream& stream, asio::const_bu
   co_return Result<void>();
 }
 
-void tune_socket(tcp::socket& socket, std::chrono::milliseconds dead_after) {
+void tune_socket(tcp::socket& socket) {
   boost::system::error_code ignored;
   socket.set_option(tcp::no_delay(true), ignored);
-  const unsigned timeout_ms = static_cast<unsigned>(dead_after.count());
-  ::setsockopt(socket.native_handle(), IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms,
-               sizeof timeout_ms);
+  ::fcntl(socket.native_handle(), F_SETFD, FD_CLOEXEC);
 }
 
 }  // namespace baton::transport::stream

@@ -45,7 +45,8 @@ asio::awaitable<Result<void>> read_all(TlsStream& stream, asio::mutable_buffer o
 asio::awaitable<Result<void>> write_everything(TlsStream& stream, asio::const_buffer bytes,
                                                const std::string& who, const TlsFiles& tls);
 
-// NODELAY, and a bound on how long sent bytes may stay unacknowledged.
-void tune_socket(tcp::socket& socket, std::chrono::milliseconds dead_after);
+// NODELAY and close-on-exec. Not TCP_USER_TIMEOUT: it also counts the time in which the
+// peer's window is closed (tcp(7)), that is, a slow disk there; pings find a dead peer.
+void tune_socket(tcp::socket& socket);
 
 }  // namespace baton::transport::stream
