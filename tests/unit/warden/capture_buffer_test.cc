@@ -70,7 +70,9 @@ TEST_F(CaptureBufferTest, Sink_SamePageTwice_TheLaterOneCounts) {
   std::uint64_t pages = 0;
   for (const auto& run : runs) {
     pages += run.count();
-    if (run.first_page() == 2) EXPECT_EQ(run.offset() % kSegmentBytes, 3 * kPage);
+    if (run.first_page() == 2) {
+      EXPECT_EQ(run.offset() % kSegmentBytes, 3 * kPage);
+    }
   }
   EXPECT_EQ(pages, 3u);
   buffer->take_back(runs);
