@@ -10,6 +10,9 @@
 // - where a whole page table (or huge page) went away they do not: hence `find_holes`;
 // - fork gives the child no registration, execve begins a new address space: both begin anew.
 //
+// Made with UFFD_USER_MODE_ONLY, which programs without privileges may: asynchronous
+// write-protection hands no fault to anybody, so writes by the kernel are resolved all the same.
+//
 // Refuses a program that uses userfaultfd itself.
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -209,7 +212,7 @@ Result<std::unique_ptr<Tracker>> attach(pid_t pid, Tracee& thread) {
   BATON_ASSIGN(Pagemap pagemap, Pagemap::open(pid));
   BATON_ASSIGN(std::uint64_t remote,
                thread.checked("userfaultfd in", SYS_userfaultfd,
-                              {static_cast<std::uint64_t>(O_CLOEXEC | O_NONBLOCK)}));
+                              {static_cast<std::uint64_t>(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)}));
   Fd uffd;
   int saved = 0;
   auto crossed = fault_point("track.uffd_made");
@@ -234,7 +237,7 @@ Result<void> probe() {
   if (forced_off("wp-async") || forced_off("pagemap-scan")) {
     return make_error(Code::kUnsupported, "probe", "forced off");
   }
-  Fd uffd = Fd::adopt(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  Fd uffd = Fd::adopt(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)));
   if (!uffd) return Error{Code::kUnsupported, errno, "userfaultfd", "cannot be made", ""};
   uffdio_api api{};
   api.api = UFFD_API;
