@@ -1,10 +1,12 @@
 // A real program is launched, captured by the linux backend, killed while still frozen, and
 // rebuilt from nothing but the manifest and the captured pages. The programs check themselves
 // (tests/tracees): asked with SIGUSR1, they print "ok" or "FAILED: what".
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -117,6 +119,7 @@ class Restore : public ::testing::Test {
     for (const auto& word : argv) spec.spec.add_argv(word);
     spec.spec.set_tcp(pb::TCP_CLOSE);
     spec.spec.set_cwd(folder_);
+    spec.spec.set_user(spec_user_);
     spec.cgroup = groups_[0].path();
     spec.log_path = log(0);
     spec.exit_path = folder_ / "exit0";
@@ -127,10 +130,11 @@ class Restore : public ::testing::Test {
     keepers_.push_back(launched->keeper);
   }
 
-  void capture() {
+  void capture() { capture(keepers_.back()); }
+  void capture(pid_t keeper) {
     backend::AttachTarget target;
     target.root = root_;
-    target.keeper = keepers_.back();
+    target.keeper = keeper;
     target.cgroup = groups_[0].path();
     target.spec = spec_;
     auto attachment = backend_.attach(target);
@@ -145,7 +149,11 @@ class Restore : public ::testing::Test {
     auto destroyed = (*attachment)->destroy();
     ASSERT_TRUE(destroyed) << destroyed.error().message();
     attachment->reset();
-    ASSERT_TRUE(wait_for([&] { return ::waitpid(keepers_.back(), nullptr, WNOHANG | __WALL) == keepers_.back(); }));
+    // Our own child may have been reaped by its tracer, which is a thread of ours.
+    ASSERT_TRUE(wait_for([&] {
+      pid_t got = ::waitpid(keepers_.back(), nullptr, WNOHANG | __WALL);
+      return got == keepers_.back() || (got < 0 && errno == ECHILD);
+    }));
     keepers_.pop_back();
   }
 
@@ -218,6 +226,7 @@ class Restore : public ::testing::Test {
   std::string group_;
   Cgroup groups_[2];
   pb::WorkloadSpec spec_;
+  std::string spec_user_;
   pb::Manifest manifest_;
   MemorySink sink_;
   pid_t root_ = 0;
@@ -316,6 +325,130 @@ TEST_F(Restore, Redis_Moved_HoldsEveryKeyAndItsClientsComeBack) {
   // The old connection was seen as ended, not as still there.
   EXPECT_TRUE(wait_for([&] { return ask(client, "INFO clients\r\n").find("connected_clients:1\r") != std::string::npos; }, 5s));
   ::close(client);
+}
+
+// What /proc says of a process, without what counts or differs by nature.
+std::map<std::string, std::string> facts(pid_t pid) {
+  std::map<std::string, std::string> found;
+  std::string folder = "/proc/" + std::to_string(pid) + "/";
+  std::istringstream status(text_of(folder + "status"));
+  for (std::string line; std::getline(status, line);) {
+    std::string key = line.substr(0, line.find(':'));
+    for (const char* wanted : {"Name", "Umask", "NSpid", "NSpgid", "NSsid", "Uid", "Gid", "Groups", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapInh",
+                               "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "THP_enabled", "Cpus_allowed_list", "Threads"}) {
+      if (key == wanted) found[key] = line;
+    }
+  }
+  // The innermost numbers only.
+  for (const char* key : {"NSpid", "NSpgid", "NSsid"}) found[key] = found[key].substr(found[key].find_last_of('\t') + 1);
+  for (const char* name : {"limits", "oom_score_adj", "coredump_filter", "personality", "auxv", "cmdline", "environ", "comm", "timerslack_ns"}) {
+    found[name] = text_of(folder + name);
+  }
+  for (const char* name : {"cwd", "root", "exe"}) {
+    std::error_code ignored;
+    found[name] = fs::read_symlink(folder + name, ignored);
+  }
+  std::istringstream maps(text_of(folder + "maps"));
+  std::string last_end, last_rest;   // equal neighbours count as one: the kernel merges them when it can
+  for (std::string line; std::getline(maps, line);) {
+    std::istringstream words(line);
+    std::string range, rights, offset, device, inode, path;
+    words >> range >> rights >> offset >> device >> inode >> path;
+    std::string begin = range.substr(0, range.find('-')), rest = rights + " " + path;
+    if (begin != last_end || rest != last_rest) found["maps"] += last_end + "\n" + begin + " " + rest + " to ";
+    last_end = range.substr(range.find('-') + 1);
+    last_rest = rest;
+  }
+  return found;
+}
+
+TEST_F(Restore, Attributes_OfAUserWithLimits_AreTheSame) {
+  spec_user_ = "nobody";
+  start({"/bin/sh", "-c", "ulimit -n 512; ulimit -c 0; ulimit -s 4096; umask 027; trap '' USR2; exec nice -n 5 sleep 1000"});
+  if (HasFatalFailure()) return;
+  ASSERT_TRUE(wait_for([&] { return text_of("/proc/" + std::to_string(root_) + "/comm") == "sleep\n"; }));
+  ASSERT_TRUE(wait_for([&] { return text_of("/proc/" + std::to_string(root_) + "/syscall").rfind("230 ", 0) == 0; }));
+  auto before = facts(root_);
+  int nice = ::getpriority(PRIO_PROCESS, static_cast<id_t>(root_));
+  capture();
+  if (HasFatalFailure()) return;
+  rebuild();
+  if (HasFatalFailure()) return;
+  auto after = facts(root_);
+  for (const auto& [key, value] : before) EXPECT_EQ(value, after[key]) << key;
+  EXPECT_EQ(::getpriority(PRIO_PROCESS, static_cast<id_t>(root_)), nice);
+}
+
+// A relative sleep ends when it would have ended, however often it is interrupted.
+TEST_F(Restore, Sleep_Moved_EndsInTimeAndNeverWithEintr) {
+  auto begun = std::chrono::steady_clock::now();
+  start({"/bin/sh", "-c", "sleep 3; echo slept $?"});
+  if (HasFatalFailure()) return;
+  std::this_thread::sleep_for(1s);
+  capture();
+  if (HasFatalFailure()) return;
+  std::this_thread::sleep_for(500ms);
+  rebuild();
+  if (HasFatalFailure()) return;
+  ASSERT_TRUE(logged(1, "slept 0")) << text_of(log(1));
+  auto took = std::chrono::steady_clock::now() - begun;
+  EXPECT_GE(took, 2900ms);
+  EXPECT_LT(took, 4500ms);
+  EXPECT_TRUE(wait_for([&] { return fs::exists(folder_ / "exit1"); }));
+  EXPECT_EQ(text_of(folder_ / "exit1"), "0\n");
+}
+
+TEST_F(Restore, Stopped_Moved_StaysStoppedUntilContinued) {
+  start({tracee("counter"), "20000"});
+  ASSERT_TRUE(logged(0, "ready"));
+  ASSERT_EQ(::kill(root_, SIGSTOP), 0);
+  auto state = [&] {
+    std::string text = text_of("/proc/" + std::to_string(root_) + "/status");
+    auto at = text.find("State:");
+    return at == std::string::npos ? '?' : text[at + 7];
+  };
+  ASSERT_TRUE(wait_for([&] { return state() == 'T'; }));
+  capture();
+  if (HasFatalFailure()) return;
+  rebuild();
+  if (HasFatalFailure()) return;
+  ASSERT_TRUE(wait_for([&] { return state() == 'T'; })) << state();
+  EXPECT_EQ(text_of(log(1)), "");
+  ASSERT_EQ(::kill(root_, SIGCONT), 0);
+  EXPECT_TRUE(logged(1, "count"));
+}
+
+// A program that somebody else started: no keeper, a session of its starter, PIDs of the node.
+TEST_F(Restore, Protected_Moved_KeepsItsPidAndWritesToTheLog) {
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  pid_t child = ::fork();
+  if (child == 0) {
+    ::dup2(ends[1], 1);
+    ::close_range(3, ~0u, 0);
+    std::string program = tracee("counter");
+    ::execl(program.c_str(), "counter", "20000", static_cast<char*>(nullptr));
+    ::_exit(127);
+  }
+  ::close(ends[1]);
+  std::string said;
+  char buffer[256];
+  while (said.find("count") == std::string::npos) {
+    ssize_t n = ::read(ends[0], buffer, sizeof buffer);
+    ASSERT_GT(n, 0);
+    said.append(buffer, static_cast<std::size_t>(n));
+  }
+  ASSERT_TRUE(groups_[0].add(child));
+  root_ = child;
+  spec_.set_origin(pb::ORIGIN_PROTECT);
+  keepers_.push_back(child);   // to be reaped as one
+  capture(0);
+  if (HasFatalFailure()) return;
+  ::close(ends[0]);
+  rebuild();
+  if (HasFatalFailure()) return;
+  expect_ok(1);
+  EXPECT_EQ(facts(root_)["NSpid"], std::to_string(child));
 }
 
 TEST_F(Restore, Sleeper_MovedTwice_StillLives) {

@@ -183,8 +183,8 @@ Result<void> finish_process(Construction& c, BuiltProcess& process) {
     BATON_TRY(queue_signals(process.threads[static_cast<std::size_t>(i)], thread.pending_signals(), state.pid(), thread.tid()));
   }
   BATON_TRY(queue_signals(leader, state.pending_signals(), state.pid(), 0));
+  BATON_TRY(set_limits(process));   // while it still is who we are
   BATON_TRY(take_identity(process));
-  BATON_TRY(set_limits(process));
 
   for (int i = static_cast<int>(process.threads.size()) - 1; i >= 0; --i) {  // the leader last: it takes the area away
     auto at = static_cast<std::size_t>(i);

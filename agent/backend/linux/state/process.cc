@@ -33,6 +33,28 @@ std::vector<std::uint64_t> numbers(const std::string& text, int base) {
   }
 }
 
+// /proc/PID/limits: one line each in the order of RLIMIT_*, in fixed columns (fs/proc/base.c).
+// prlimit(2) of another user's process needs CAP_SYS_RESOURCE, reading this does not.
+Result<void> read_limits(pid_t pid, pb::ProcessState& out) {
+  BATON_ASSIGN(std::string text, read_proc("/proc/" + std::to_string(pid) + "/limits"));
+  constexpr std::size_t kNameColumns = 26;
+  std::istringstream lines(text);
+  std::string line;
+  std::getline(lines, line);   // headings
+  for (std::uint32_t resource = 0; resource < RLIM_NLIMITS; ++resource) {
+    if (!std::getline(lines, line) || line.size() < kNameColumns) return make_error(Code::kFailed, "read limits", "process " + std::to_string(pid));
+    std::istringstream words(line.substr(kNameColumns));
+    std::string soft, hard;
+    words >> soft >> hard;
+    auto value = [](const std::string& word) { return word == "unlimited" ? ~0ull : std::strtoull(word.c_str(), nullptr, 10); };
+    auto& saved = *out.add_limits();
+    saved.set_resource(resource);
+    saved.set_soft(value(soft));
+    saved.set_hard(value(hard));
+  }
+  return {};
+}
+
 int last_number(const std::string& text) {
   auto all = numbers(text, 10);
   return all.empty() ? 0 : static_cast<int>(all.back());
@@ -94,14 +116,7 @@ Result<void> read_process(pid_t pid, const Places& places, pb::ProcessState& out
   if (auto text = read_proc(folder + "oom_score_adj")) out.set_oom_score_adj(std::atoi(text->c_str()));
   if (auto text = read_proc(folder + "coredump_filter")) out.set_coredump_filter(static_cast<std::uint32_t>(std::strtoul(text->c_str(), nullptr, 16)));
   if (auto text = read_proc(folder + "personality")) out.set_personality(std::strtoull(text->c_str(), nullptr, 16));
-  for (int resource = 0; resource < static_cast<int>(RLIM_NLIMITS); ++resource) {
-    rlimit64 limit{};
-    if (::prlimit64(pid, static_cast<__rlimit_resource>(resource), nullptr, &limit) != 0) return errno_error("prlimit", "process " + std::to_string(pid));
-    auto& saved = *out.add_limits();
-    saved.set_resource(static_cast<std::uint32_t>(resource));
-    saved.set_soft(limit.rlim_cur);
-    saved.set_hard(limit.rlim_max);
-  }
+  BATON_TRY(read_limits(pid, out));
   return {};
 }
 
