@@ -36,7 +36,7 @@ WardenProcess::WardenProcess(std::string program) : program_(std::move(program))
 }
 
 WardenProcess::~WardenProcess() {
-  if (running()) kill(SIGKILL);
+  if (running()) kill(SIGTERM);
   // What it left running, by its own records.
   std::set<std::string> parents;
   if (auto records = RecordStore::open(state())) {

@@ -7,6 +7,7 @@
 
 #include <unistd.h>
 
+#include "base/fd.h"
 #include "harness.h"
 
 namespace baton::warden::testing {
@@ -87,7 +88,9 @@ TEST_F(LinuxWarden, Probe_ThisNode_HasATrackerAndRegisters) {
 }
 
 TEST_F(LinuxWarden, Counter_CapturedStoppedBuilt_CountsOn) {
-  auto process = client->run(spec_of("counter", {COUNTER, "5000"}, {"PATH=/usr/bin:/bin"}));
+  auto spec = spec_of("counter", {COUNTER, "5000"}, {"PATH=/usr/bin:/bin"});
+  spec.set_verify(true);
+  auto process = client->run(spec);
   ASSERT_TRUE(process) << process.error().message();
   ASSERT_TRUE(eventually([&] { return last_count(log_of("counter")) > 3; })) << log_of("counter");
 
@@ -188,6 +191,38 @@ TEST_F(LinuxWarden, Counter_WardenKilledWhileCapturing_CountsOn) {
   EXPECT_TRUE(after) << after.error().message();
   EXPECT_EQ(log_of("counter").find("FAILED"), std::string::npos);
   stop("counter");
+}
+
+TEST_F(LinuxWarden, RunningProgram_ProtectedCapturedReleased_CountsOn) {
+  std::string output = warden.folder() + "/output";
+  Child child({"sh", "-c", std::string("exec ") + COUNTER + " 2000 >" + output + " 2>&1 </dev/null"});
+  auto printed = [&] { return last_count(baton::read_file(output).value_or("")); };
+  ASSERT_TRUE(eventually([&] { return printed() > 3; }));
+  pb::InspectRequest inspect;
+  inspect.set_pid(child.pid());
+  auto seen = client->inspect(inspect);
+  ASSERT_TRUE(seen) << seen.error().message();
+  EXPECT_TRUE(seen->acceptable()) << seen->DebugString();
+  bool program_proven = false;
+  for (const auto& file : seen->files()) {
+    program_proven = program_proven || (file.path().ends_with("/counter") && file.sha256().size() == 32);
+  }
+  EXPECT_TRUE(program_proven) << seen->DebugString();
+  auto spec = spec_of("guest", {});
+  spec.set_pid(child.pid());
+  auto taken = client->protect(spec);
+  ASSERT_TRUE(taken) << taken.error().message();
+  pb::CaptureRequest capture;
+  capture.set_workload("guest");
+  for (int i = 0; i < 5; ++i) {
+    auto captured = client->capture(capture);
+    ASSERT_TRUE(captured) << captured.error().message();
+  }
+  auto released = client->release("guest");
+  ASSERT_TRUE(released) << released.error().message();
+  std::uint64_t reached = printed();
+  EXPECT_TRUE(eventually([&] { return printed() > reached + 5; }));
+  EXPECT_EQ(baton::read_file(output)->find("FAILED"), std::string::npos);
 }
 
 }  // namespace
