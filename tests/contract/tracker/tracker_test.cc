@@ -69,8 +69,8 @@ class Churner {
       while (steps-- > 0) {
         unsigned what = random() % 16;
         Area* a = count > 0 ? &areas[random() % static_cast<unsigned>(count)] : nullptr;
-        if (a == nullptr || (what < 3 && count < 60)) {
-          std::size_t bytes = (1 + random() % 1500) * kPage;
+        if (a == nullptr || (what < 3 && count < 40)) {
+          std::size_t bytes = (1 + random() % 900) * kPage;
           int flags = MAP_PRIVATE | MAP_ANONYMOUS;
           int fd = -1;
           if (random() % 4 == 0) {
@@ -121,7 +121,7 @@ class Churner {
           a->readable = true;
           a->at[from * kPage] = static_cast<char>(random());
         } else {
-          char* now = static_cast<char*>(::sbrk(static_cast<intptr_t>(random() % 64 * kPage)));
+          char* now = static_cast<char*>(::sbrk(static_cast<intptr_t>((1 + random() % 63) * kPage)));
           now[0] = 1;
           pid_t child = ::fork();
           if (child == 0) ::_exit(0);
@@ -226,7 +226,7 @@ TEST_P(EveryTracker, Churn_StoppedBetweenSteps_SinkEqualsProgram) {
   Watched watched(churner.pid(), GetParam());
   ASSERT_TRUE(watched.space);
   ModelSink sink;
-  for (int i = 0; i < 30 && !HasFatalFailure(); ++i) {
+  for (int i = 0; i < 12 && !HasFatalFailure(); ++i) {
     watched.freeze_and_compare(sink);
     churner.go(60);
     churner.wait();
@@ -241,7 +241,7 @@ TEST_P(EveryTracker, Churn_RoundsBesideRunningProgram_SinkEqualsProgram) {
   Watched watched(churner.pid(), GetParam());
   ASSERT_TRUE(watched.space);
   ModelSink sink;
-  for (int i = 0; i < 10 && !HasFatalFailure(); ++i) {
+  for (int i = 0; i < 6 && !HasFatalFailure(); ++i) {
     churner.go(400);
     for (int k = 0; k < 5; ++k) {
       sink.begin(k % 2 == 0 ? 50 : 100000);   // often full: nothing may be lost

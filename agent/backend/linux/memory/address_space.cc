@@ -323,7 +323,10 @@ Result<void> AddressSpace::verify(VerifyReport& report) {
         const ContentMap::Digest* digest = known_.contains(p) ? digests_.find(p) : nullptr;
         if (!own && digest == nullptr) continue;      // zeros, or the file, here and there
         if (!own && file) {
-          differs(p, "the checkpoint has a page where the program has its file's");
+          char how[96];
+          std::snprintf(how, sizeof how, "the checkpoint has a page where the program has its file's (entry %llx)",
+                        static_cast<unsigned long long>(entry));
+          differs(p, how);
           continue;
         }
         if (own) {

@@ -52,6 +52,7 @@ Result<void> Pagemap::read(std::uint64_t first_page, std::span<std::uint64_t> ou
 Result<Pagemap::Outcome> Pagemap::scan(std::uint64_t start, std::uint64_t end, const Query& query,
                                        std::vector<PageRun>& out) const {
   auto& buffer = region_buffer();
+  const std::size_t own = out.size();   // earlier runs are left as they are
   while (start < end) {
     abi::PagemapScanArg arg{};
     arg.size = sizeof arg;
@@ -68,7 +69,7 @@ Result<Pagemap::Outcome> Pagemap::scan(std::uint64_t start, std::uint64_t end, c
     int saved = n < 0 ? errno : 0;
     for (std::size_t i = 0; i < buffer.size() && buffer[i].end != 0; ++i) {
       PageRun run{buffer[i].start / 4096, (buffer[i].end - buffer[i].start) / 4096};
-      if (!out.empty() && out.back().end() == run.first) out.back().count += run.count;
+      if (out.size() > own && out.back().end() == run.first) out.back().count += run.count;
       else out.push_back(run);
       buffer[i] = {};
     }

@@ -69,11 +69,13 @@ class WpAsync final : public Tracker {
     for (const Vma& v : map.vmas()) {
       if (!v.is_private()) continue;
       bool file = v.kind == pb::MAPPING_FILE_PRIVATE;
+      std::size_t at = out.written.size();
       BATON_ASSIGN(Pagemap::Outcome outcome,
                    pagemap_.scan(v.start, v.end, file ? kWrittenFile : kWrittenAnonymous, out.written));
       if (outcome == Pagemap::Outcome::kNotTracked) {
         BATON_TRY(take_up(v, known, out));
       } else if (file) {
+        BATON_TRY(keep_own_pages(at, out));
         BATON_TRY(find_given_back(v, known, out));
       } else {
         BATON_TRY(find_holes(v, known, out));
@@ -128,16 +130,32 @@ class WpAsync final : public Tracker {
       query.flags = 0;
       BATON_TRY(pagemap_.scan(v.start, v.end, query, out.written));
     }
-    // What was known in this range and is not present now is gone. scan may have widened the
-    // last earlier run, which lies before this mapping's start at worst.
+    if (file) BATON_TRY(keep_own_pages(at, out));
+    // What was known in this range and is not present now is gone.
     std::uint64_t page = v.start / 4096;
-    for (std::size_t i = at == 0 ? 0 : at - 1; i < out.written.size(); ++i) {
+    for (std::size_t i = at; i < out.written.size(); ++i) {
       PageRun run = out.written[i];
-      if (run.end() <= page) continue;
       forget(known, page, std::max(page, run.first), out);
       page = run.end();
     }
     forget(known, page, v.end / 4096, out);
+    return {};
+  }
+
+  // Takes out of out.written, from run `at` on, what is no page of the program's own: scans
+  // count an empty entry as written, and a marker in one as a swapped page.
+  Result<void> keep_own_pages(std::size_t at, Collected& out) {
+    std::vector<PageRun> found(out.written.begin() + static_cast<std::ptrdiff_t>(at), out.written.end());
+    out.written.resize(at);
+    for (PageRun run : found) {
+      entries_.resize(run.count);
+      BATON_TRY(pagemap_.read(run.first, entries_));
+      for (std::uint64_t i = 0; i < run.count; ++i) {
+        if (!entry_has_page(entries_[i]) || (entries_[i] & abi::kPagemapFile)) continue;
+        if (out.written.size() > at && out.written.back().end() == run.first + i) ++out.written.back().count;
+        else out.written.push_back({run.first + i, 1});
+      }
+    }
     return {};
   }
 
