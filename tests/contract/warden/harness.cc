@@ -166,6 +166,7 @@ char state_of(pid_t pid) {
 Child::Child(std::vector<std::string> argv) {
   pid_ = ::fork();
   if (pid_ == 0) {
+    ::close_range(3, ~0u, 0);   // what the test itself was started with
     std::vector<char*> pointers;
     for (auto& one : argv) pointers.push_back(one.data());
     pointers.push_back(nullptr);
