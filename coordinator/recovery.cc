@@ -102,7 +102,9 @@ void Coordinator::resolve_operation(const Known& one) {
                "the coordinator was restarted meanwhile");
     }
   } else if (operation.kind() == "migrate") {
-    if (one.owner.incarnation() > operation.incarnation()) {
+    // A source that took it back has raised the incarnation too: the name decides.
+    if (one.owner.incarnation() > operation.incarnation() &&
+        one.owner.owner() != operation.from()) {
       settle_standbys(name, true);
       end("moved to " + one.owner.owner());
     } else {
