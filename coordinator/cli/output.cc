@@ -17,7 +17,11 @@ int exit_code(Code code) {
 }
 
 int print_error(const Error& error) {
-  std::fprintf(stderr, "baton: %s\n", printable(error.message()).c_str());
+  std::string text = error.message();
+  if (error.sys_errno == 0 && !error.operation.empty() && !error.subject.empty()) {
+    text = error.operation + ": " + error.subject + (error.hint.empty() ? "" : ". " + error.hint);
+  }
+  std::fprintf(stderr, "baton: %s\n", printable(text).c_str());
   return exit_code(error.code);
 }
 
