@@ -49,7 +49,7 @@ struct Tracee::Impl {
   bool slot_dirty = false;
 
   RemotePtr<std::byte> scratch{};
-  std::size_t scratch_bytes = 0;
+  std::size_t scratch_bytes = 0;   // behind them in the same mapping: the call records of batch
   std::vector<pid_t> new_children;
   Fd mem;                        // /proc/TID/mem
 

@@ -31,6 +31,7 @@ using std::chrono::steady_clock;
 
 constexpr auto kCallTimeout = std::chrono::seconds(10);
 constexpr std::size_t kMaxBatch = 65536;
+constexpr std::size_t kRecordBytes = 16384;   // 292 calls; longer batches map their own
 constexpr int kSlotTries = 400;               // of a millisecond each
 constexpr std::uint64_t kSlotRest = 200'000'000;  // ns
 
@@ -371,12 +372,17 @@ Result<std::vector<std::int64_t>> Tracee::batch(std::span<const RemoteCall> call
   }
   // The records have pages of their own: the caller's scratch area stays the caller's.
   std::size_t bytes = calls.size() * sizeof(arch::LoopRecord);
-  std::size_t mapped = (bytes + 4095) & ~std::size_t{4095};
-  BATON_ASSIGN(std::uint64_t area,
-               checked("map the call records in", SYS_mmap,
-                       {0, mapped, PROT_READ | PROT_WRITE,
-                        static_cast<std::uint64_t>(MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE),
-                        static_cast<std::uint64_t>(-1), 0}));
+  std::size_t mapped = bytes <= kRecordBytes ? 0 : (bytes + 4095) & ~std::size_t{4095};
+  std::uint64_t area = 0;
+  if (mapped == 0) {
+    BATON_TRY(scratch(1));
+    area = t.scratch.address + t.scratch_bytes;
+  } else {
+    BATON_ASSIGN(area, checked("map the call records in", SYS_mmap,
+                               {0, mapped, PROT_READ | PROT_WRITE,
+                                static_cast<std::uint64_t>(MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE),
+                                static_cast<std::uint64_t>(-1), 0}));
+  }
   std::vector<arch::LoopRecord> records(calls.size());
   for (std::size_t i = 0; i < calls.size(); ++i) {
     records[i].number = static_cast<std::uint64_t>(calls[i].number);
@@ -393,7 +399,7 @@ Result<std::vector<std::int64_t>> Tracee::batch(std::span<const RemoteCall> call
     for (std::size_t i = 0; i < count; ++i) answers[i] = static_cast<std::int64_t>(records[i].number);
     return {};
   }();
-  if (!t.gone && t.stopped) {
+  if (mapped != 0 && !t.gone && t.stopped) {
     auto unmapped = checked("unmap the call records of", SYS_munmap, {area, mapped});
     if (outcome && !unmapped) return std::move(unmapped).error();
   }
@@ -408,7 +414,7 @@ Result<RemotePtr<std::byte>> Tracee::scratch(std::size_t bytes) {
   BATON_TRY(release_scratch());
   BATON_ASSIGN(std::uint64_t area,
                checked("map a scratch area in", SYS_mmap,
-                       {0, wanted, PROT_READ | PROT_WRITE,
+                       {0, wanted + kRecordBytes, PROT_READ | PROT_WRITE,
                         static_cast<std::uint64_t>(MAP_PRIVATE | MAP_ANONYMOUS),
                         static_cast<std::uint64_t>(-1), 0}));
   t.scratch = {area};
@@ -419,7 +425,8 @@ Result<RemotePtr<std::byte>> Tracee::scratch(std::size_t bytes) {
 Result<void> Tracee::release_scratch() {
   Impl& t = *impl_;
   if (t.scratch_bytes == 0) return {};
-  BATON_TRY(checked("unmap the scratch area of", SYS_munmap, {t.scratch.address, t.scratch_bytes}));
+  BATON_TRY(checked("unmap the scratch area of", SYS_munmap,
+                    {t.scratch.address, t.scratch_bytes + kRecordBytes}));
   t.scratch = {};
   t.scratch_bytes = 0;
   return {};
