@@ -678,8 +678,8 @@ INSTANTIATE_TEST_SUITE_P(Points, KilledCoordinator,
                                          "coordinator.migrate.answered",
                                          "coordinator.delete.recorded",
                                          "coordinator.delete.stopped"),
-                         [](const auto& info) {
-                           std::string name = info.param;
+                         [](const auto& test) {
+                           std::string name = test.param;
                            std::replace(name.begin(), name.end(), '.', '_');
                            return name;
                          });

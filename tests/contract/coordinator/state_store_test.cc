@@ -153,7 +153,7 @@ TEST_P(StateStoreContract, BinaryKeysAndValues_ComeBackWhole) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, StateStoreContract, testing::Values("memory", "sqlite"),
-                         [](const auto& info) { return std::string(info.param); });
+                         [](const auto& test) { return std::string(test.param); });
 
 TEST(SqliteStateStore, WriterKilledAtAnyMoment_NoCommitIsLostOrHalf) {
   // The child commits incarnation 1, 2, 3, … of two records in one transaction, and says
