@@ -103,6 +103,16 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
   BATON_TRY(copy_shared(sink, stats.pages));
   BATON_TRY(fault_point("capture.copied"));
   auto copied = steady_clock::now();
+  VerifyReport report;
+  if (options.verify && pages_pending() == 0) {
+    // Here, because reading the rest of the state runs injected calls, after which the kernel
+    // writes the thread's processor number into its rseq area (rseq(2)), as it does at every resume.
+    std::set<const AddressSpace*> verified;
+    for (auto& [pid, p] : processes_) {
+      if (verified.insert(p.space.get()).second) BATON_TRY(p.space->verify(report));
+    }
+    copied = steady_clock::now();
+  }
 
   StoppedTree tree;
   tree.processes = freeze.processes();
@@ -159,8 +169,6 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
   stats.copy = stats.pages.copy = copied - collected;
   stats.state = read - copied;
   if (options.verify) {
-    VerifyReport report;
-    for (const auto* space : owners) BATON_TRY(const_cast<AddressSpace*>(space)->verify(report));
     for (auto& [key, object] : shared_) {
       if (object->seen) BATON_TRY(object->verify(report));
     }

@@ -14,6 +14,9 @@
 //   catchall handlers for every signal that can have one
 //   seccomp  a filter that allows only what it needs
 //   vfork    a parent in vfork for a while, again and again
+//   spawn    short-lived children by fork, vfork and exec
+//   memory   mappings that come and go, private and shared, by several threads and a child
+// With a second argument it ends when that file exists instead.
 #include <errno.h>
 #include <fcntl.h>
 #include <immintrin.h>
@@ -48,7 +51,10 @@ namespace {
   _exit(1);
 }
 
+const char* end_file = nullptr;   // given: the program ends once it exists
+
 bool finished() {
+  if (end_file != nullptr) return ::access(end_file, F_OK) == 0;
   pollfd p{0, POLLIN, 0};
   return ::poll(&p, 1, 0) > 0;
 }
@@ -290,11 +296,63 @@ void vfork_mode() {
   }
 }
 
+void spawn_mode() {
+  static int i = 0;   // static: vfork(2) gives the same stack back
+  for (; !finished(); ++i) {
+    pid_t child = i % 2 == 0 ? fork() : vfork();
+    if (child == 0) {
+      if (i % 4 < 2) execl("/bin/true", "true", nullptr);
+      _exit(0);
+    }
+    int status = 0;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+    if (status != 0) fail("a child failed");
+  }
+}
+
+void memory_mode() {
+  constexpr std::size_t kBytes = 1 << 20;
+  auto* shared = static_cast<std::uint64_t*>(
+      mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  pid_t child = fork();
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (std::uint64_t i = 0; !finished(); ++i) {
+      shared[i % (kBytes / 8)] = i;
+      if (i % 512 == 0) usleep(200);
+    }
+    _exit(0);
+  }
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < 3; ++t) {
+    threads.emplace_back([t] {
+      unsigned seed = t;
+      while (!finished()) {
+        std::size_t bytes = (1 + static_cast<unsigned>(rand_r(&seed)) % 300) * 4096;
+        auto* p = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        if (p == MAP_FAILED) fail("mmap");
+        for (std::size_t i = 0; i < bytes; i += 4096) p[i] = static_cast<char>(i >> 12);
+        madvise(p, bytes / 2, MADV_DONTNEED);
+        mprotect(p, 4096, PROT_NONE);
+        usleep(500);
+        for (std::size_t i = (bytes / 2 + 4095) & ~4095ul; i < bytes; i += 4096) {
+          if (i >= 4096 && p[i] != static_cast<char>(i >> 12)) fail("memory changed");
+        }
+        munmap(p, bytes);
+      }
+    });
+  }
+  for (auto& t : threads) t.join();
+  int status = 0;
+  waitpid(child, &status, 0);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
   std::string_view mode = argv[1];
+  if (argc > 2) end_file = argv[2];
   std::printf("ready %d\n", getpid());
   std::fflush(stdout);
   if (mode == "spin") spin();
@@ -309,6 +367,8 @@ int main(int argc, char** argv) {
   else if (mode == "catchall") catchall_mode();
   else if (mode == "seccomp") seccomp_mode();
   else if (mode == "vfork") vfork_mode();
+  else if (mode == "spawn") spawn_mode();
+  else if (mode == "memory") memory_mode();
   else return 2;
   std::printf("ok\n");
   std::fflush(stdout);

@@ -50,6 +50,11 @@ Result<Tracee> Tracee::seize(pid_t tid) {
     if (status->kernel_thread) {
       return make_error(Code::kUnsupported, "seize", subject + ": it is a kernel thread");
     }
+    if (status->tracer == ::gettid()) {
+      // One of ours that could not be given back (thread_is_tainted).
+      return make_error(Code::kTimedOut, "seize",
+                        subject + ": it has not stopped since an earlier attempt (a parent in vfork)");
+    }
     if (status->tracer != 0) {
       return make_error(Code::kConflict, "seize",
                         subject + ": already traced by process " + std::to_string(status->tracer),

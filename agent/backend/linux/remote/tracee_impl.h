@@ -26,6 +26,8 @@ struct StopEvent {
 };
 
 struct Tracee::Impl {
+  ~Impl();
+
   pid_t tid = 0;
   bool seized = false;
   bool stopped = false;
@@ -43,6 +45,7 @@ struct Tracee::Impl {
 
   bool in_session = false;       // the slot is filled, the registers may be the slot's
   bool entered = false;          // the thread has the slot's registers
+  pid_t session_process = 0;     // whose slot is in use
   std::uint64_t slot = 0;
   int marker_signal = 0;         // 0: the marker is watched with PTRACE_SYSCALL
   bool seccomp_suspended = false;

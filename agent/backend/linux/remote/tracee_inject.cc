@@ -18,6 +18,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <unordered_map>
 #include <utility>
 
 #include "agent/backend/linux/remote/proc.h"
@@ -41,6 +42,14 @@ std::uint64_t now_ns() {
   return static_cast<std::uint64_t>(ts.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(ts.tv_nsec);
 }
 
+// One session per process: all threads of a process share the slot, which holds the way back
+// of one of them. Per calling thread, as all tracing is.
+using Sessions = std::unordered_map<pid_t, void*>;
+Sessions& sessions() {
+  thread_local Sessions map;
+  return map;
+}
+
 std::uint64_t bit(int signal) { return 1ull << (signal - 1); }
 
 // A signal that does nothing to an untraced program: neither handled, nor blocked
@@ -53,6 +62,11 @@ int choose_marker_signal(const TaskStatus& status) {
 }
 
 }  // namespace
+
+Tracee::Impl::~Impl() {
+  auto it = sessions().find(session_process);
+  if (it != sessions().end() && it->second == this) sessions().erase(it);
+}
 
 Result<arch::Registers> Tracee::Impl::read_registers() {
   arch::Registers regs{};
@@ -180,6 +194,10 @@ Result<void> Tracee::Impl::begin_session() {
   if (gone) return gone_error("inject");
   if (!stopped) return make_error(Code::kInvalid, "inject", name() + ": not stopped");
   BATON_TRY(load_own());
+  BATON_ASSIGN(TaskStatus status, read_task_status(tid));
+  if (auto it = sessions().find(status.tgid); it != sessions().end() && it->second != this) {
+    BATON_TRY(static_cast<Impl*>(it->second)->end_session());
+  }
   for (int tries = 0; slot == 0; ++tries) {
     auto found = find_slot();
     if (found) {
@@ -206,7 +224,6 @@ Result<void> Tracee::Impl::begin_session() {
     BATON_TRY(load_own());
   }
   BATON_TRY(load_mask());
-  BATON_ASSIGN(TaskStatus status, read_task_status(tid));
   arch::Marker marker;
   marker_signal = choose_marker_signal(status);
   if (marker_signal != 0 && !status.ns_tids.empty()) {
@@ -227,6 +244,8 @@ Result<void> Tracee::Impl::begin_session() {
   std::vector<std::byte> bytes(arch::slot_bytes());
   arch::fill_slot(bytes, own, own_mask, marker, now_ns());
   slot_dirty = true;
+  session_process = status.tgid;
+  sessions()[status.tgid] = this;
   BATON_TRY(poke(slot, bytes));
   in_session = true;
   return fault_point("inject.slot_filled");
@@ -342,6 +361,9 @@ Result<void> Tracee::Impl::end_session() {
     BATON_TRY(trace(PTRACE_SETOPTIONS, options));
   }
   in_session = false;
+  if (auto it = sessions().find(session_process); it != sessions().end() && it->second == this) {
+    sessions().erase(it);
+  }
   return {};
 }
 
