@@ -73,6 +73,10 @@ void Session::refuse(Error error) {
   farewell_error_ = error;
   resume_.cancel();
   enqueue(FrameType::kRefused, 0, 0, encode_error(error), 0);
+  {
+    std::lock_guard lock(queue_mutex_);
+    sealed_ = true;
+  }
   wake_.cancel();
 }
 
@@ -81,6 +85,7 @@ void Session::enqueue(FrameType type, std::uint32_t channel, std::uint32_t reque
   bool wake = false;
   {
     std::lock_guard lock(queue_mutex_);
+    if (sealed_) return;
     queue_.push_back(Item{type, channel, request, std::move(payload), cost, 0});
     wake = !std::exchange(wake_posted_, true);
   }

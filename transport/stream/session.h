@@ -101,6 +101,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::mutex queue_mutex_;
   std::deque<Item> queue_;      // guarded by queue_mutex_
   bool wake_posted_ = false;    // guarded by queue_mutex_
+  bool sealed_ = false;         // guarded by queue_mutex_; a refusal is the last message
 
   asio::steady_timer wake_, resume_, throttle_, ping_timer_;
   bool closed_ = false;
