@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -449,6 +450,38 @@ TEST_F(Restore, Protected_Moved_KeepsItsPidAndWritesToTheLog) {
   if (HasFatalFailure()) return;
   expect_ok(1);
   EXPECT_EQ(facts(root_)["NSpid"], std::to_string(child));
+}
+
+// What could not be restored is refused before anything happens to the program.
+TEST_F(Restore, SystemVSharedMemory_IsRefusedByNameAndTheProgramRunsOn) {
+  pid_t child = ::fork();
+  if (child == 0) {
+    ::close_range(3, ~0u, 0);
+    int id = ::shmget(IPC_PRIVATE, 4096, 0600);
+    void* at = ::shmat(id, nullptr, 0);
+    ::shmctl(id, IPC_RMID, nullptr);
+    if (at == reinterpret_cast<void*>(-1)) ::_exit(1);
+    for (;;) ::pause();
+  }
+  keepers_.push_back(child);
+  ASSERT_TRUE(groups_[0].add(child));
+  ASSERT_TRUE(wait_for([&] { return text_of("/proc/" + std::to_string(child) + "/maps").find("/SYSV") != std::string::npos; }));
+  backend::AttachTarget target;
+  target.root = child;
+  target.cgroup = groups_[0].path();
+  auto inspection = backend_.inspect(target);
+  ASSERT_TRUE(inspection) << inspection.error().message();
+  EXPECT_FALSE(inspection->acceptable);
+  auto attachment = backend_.attach(target);
+  if (attachment) {
+    backend::CaptureOptions options;
+    auto stats = (*attachment)->capture(options, sink_, manifest_);
+    ASSERT_FALSE(stats);
+    EXPECT_NE(stats.error().message().find("System V"), std::string::npos) << stats.error().message();
+  } else {
+    EXPECT_NE(attachment.error().message().find("System V"), std::string::npos) << attachment.error().message();
+  }
+  EXPECT_EQ(::kill(child, 0), 0);
 }
 
 TEST_F(Restore, Sleeper_MovedTwice_StillLives) {
