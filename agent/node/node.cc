@@ -429,7 +429,7 @@ void Node::take_up_process(const pb::WorkloadProcess& process) {
     if (process.state() == "exited") {
       process_ended(name, process.wait_status());
     } else {
-      workload->restart_tracking();
+      workload->resume_captures();
     }
     return;
   }

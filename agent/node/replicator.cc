@@ -1,6 +1,7 @@
 #include "agent/node/replicator.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/fault_point.h"
 #include "base/log.h"
@@ -9,7 +10,6 @@ namespace baton::node {
 namespace {
 
 constexpr std::size_t kPutPages = 1024;           // pages per put
-constexpr std::size_t kKnownSlack = 1u << 16;     // digests kept beyond four times the tip's
 
 }  // namespace
 
@@ -112,6 +112,7 @@ void Replicator::loop() {
       auto tip = replica_->open(options_.incarnation);
       if (tip) {
         known_.clear();
+        known_before_.clear();
         ask_first_ = true;
         if (*tip) {
           if (options_.on_tip) options_.on_tip(**tip);
@@ -235,7 +236,7 @@ Result<void> Replicator::handle_batch(const HashedBatch& batch) {
   std::uint64_t known = 0;
   for (const HashedPage& page : batch.list) {
     if (page.digest.is_zero_page()) continue;
-    if (known_.contains(page.digest) || !in_puts.insert(page.digest).second) {
+    if (knows(page) || !in_puts.insert(page.digest).second) {
       ++known;
       continue;
     }
@@ -267,7 +268,10 @@ Result<void> Replicator::handle_snapshot(const SnapshotPtr& snapshot, bool probe
   storage::DigestSet seen;
   for (const auto& object : record.objects) {
     for (const auto& change : object.changes) {
-      if (change.digest.is_zero_page() || known_.contains(change.digest)) continue;
+      if (change.digest.is_zero_page() || known_.contains(change.digest) ||
+          known_before_.contains(change.digest)) {
+        continue;
+      }
       if (seen.insert(change.digest).second) unsure.push_back(change.digest);
     }
   }
@@ -300,6 +304,7 @@ Result<void> Replicator::handle_snapshot(const SnapshotPtr& snapshot, bool probe
       storage::DigestSet lacking;
       for (const auto& digest : missing) {
         known_.erase(digest);
+        known_before_.erase(digest);
         lacking.insert(digest);
       }
       want(record, lacking);
@@ -312,7 +317,7 @@ Result<void> Replicator::handle_snapshot(const SnapshotPtr& snapshot, bool probe
   }
   tip_ = snapshot;
   ask_first_ = false;
-  trim_known();
+  turn_known();
   {
     std::lock_guard lock(mutex_);
     last_committed_ = snapshot->seq;
@@ -338,19 +343,24 @@ void Replicator::want(const storage::CheckpointRecord& record, const storage::Di
       ++wanted_pages_;
     }
   }
-  spdlog::info("{}: {} lacks {} pages, they will be captured again", options_.identity.workload,
-               name_, wanted_pages_);
+  spdlog::debug("{}: {} lacks {} pages, they will be captured again", options_.identity.workload,
+                name_, wanted_pages_);
 }
 
-void Replicator::trim_known() {
-  std::uint64_t pages = 0;
-  for (const auto& [id, table] : tip_->tables) pages += table.count();
-  if (known_.size() <= 4 * pages + kKnownSlack) return;
-  storage::DigestSet kept;
-  for (const auto& [id, table] : tip_->tables) {
-    table.for_each([&](std::uint64_t, const Digest& digest) { kept.insert(digest); });
+bool Replicator::knows(const HashedPage& page) {
+  if (known_.contains(page.digest)) return true;
+  bool known = known_before_.contains(page.digest);
+  if (!known && tip_) {
+    auto table = tip_->tables.find(page.object);
+    known = table != tip_->tables.end() && table->second.get(page.page) == page.digest;
   }
-  known_ = std::move(kept);
+  if (known) known_.insert(page.digest);
+  return known;
+}
+
+void Replicator::turn_known() {
+  if (++commits_ % kTurnCommits != 0 && known_.size() < kMaxKnown) return;
+  known_before_ = std::exchange(known_, {});
 }
 
 }  // namespace baton::node

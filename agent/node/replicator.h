@@ -49,6 +49,8 @@ class Replicator {
  public:
   static constexpr std::size_t kMaxSnapshots = 2;
   static constexpr std::size_t kMaxBatches = 16;
+  static constexpr std::uint64_t kTurnCommits = 32;  // two turns are well within any retention
+  static constexpr std::size_t kMaxKnown = 1u << 20;
 
   struct Options {
     storage::WorkloadIdentity identity;
@@ -100,7 +102,8 @@ class Replicator {
   Result<void> handle_snapshot(const SnapshotPtr& snapshot, bool probe);
   Result<void> put(std::vector<storage::PagePut>& puts);
   void want(const storage::CheckpointRecord& record, const storage::DigestSet& lacking);
-  void trim_known();
+  bool knows(const HashedPage& page);
+  void turn_known();
   void lost(const Error& error);
 
   std::unique_ptr<Replica> replica_;
@@ -110,7 +113,11 @@ class Replicator {
 
   // Only the replicator's thread:
   SnapshotPtr tip_;
-  storage::DigestSet known_;
+  // Digests that the standby holds: sent, found there, or seen again since the last two turns.
+  // A turn comes every kTurnCommits commits: what nobody used since then may have been
+  // collected there, and the page's place in tip_ says whether it is in use still.
+  storage::DigestSet known_, known_before_;
+  std::uint64_t commits_ = 0;
   bool ask_first_ = true;
 
   mutable std::mutex mutex_;

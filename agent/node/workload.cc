@@ -104,13 +104,13 @@ void Workload::set_process(const pb::WorkloadProcess& process) {
   process_ = process;
   state_ = "running";
   need_full_ = true;
+  new_program_ = true;
   capture_problem_.clear();
   changed_.notify_all();
 }
 
-void Workload::restart_tracking() {
+void Workload::resume_captures() {
   std::lock_guard lock(mutex_);
-  need_full_ = true;
   next_due_ = {};
   changed_.notify_all();
 }
@@ -407,20 +407,36 @@ void Workload::serve_wanted() {
   }
 }
 
-// Everything present, in rounds beside the running program.
+// Everything present, in rounds beside the running program. One that failed half way is
+// gone on with, not begun again: what it has copied, the tracker does not offer twice.
 Result<void> Workload::full_copy() {
-  image_.reset();
-  image_epoch_ = env_.warden->epoch();
-  for (int round = 0; round < kMaxFullCopyRounds && !stop_now_; ++round) {
+  bool begin_anew = false;
+  {
+    std::lock_guard lock(mutex_);
+    begin_anew = std::exchange(new_program_, false);
+  }
+  const std::uint64_t epoch = env_.warden->epoch();
+  if (begin_anew || epoch != image_epoch_) {
+    image_.reset();
+    image_epoch_ = epoch;
+  }
+  auto unfinished = [this](Error error) -> Result<void> {
+    std::lock_guard lock(mutex_);
+    need_full_ = true;
+    return error;
+  };
+  for (int round = 0; round < kMaxFullCopyRounds; ++round) {
+    if (stop_now_) return unfinished(make_error(Code::kCancelled, "full copy", name() + ": stopping"));
     std::uint64_t pending = 0;
-    BATON_ASSIGN(std::uint64_t pages, copy_round({}, nullptr, &pending));
+    auto pages = copy_round({}, nullptr, &pending);
+    if (!pages) return unfinished(pages.error());
     if (pending == 0) return {};
-    if (pages == 0) {
+    if (*pages == 0) {
       std::unique_lock lock(mutex_);
       changed_.wait_for(lock, kBufferWait);
     }
   }
-  return {};
+  return {};  // what is still pending is copied by the freeze
 }
 
 Result<void> Workload::checkpoint() {
@@ -430,13 +446,7 @@ Result<void> Workload::checkpoint() {
     std::lock_guard lock(mutex_);
     full = std::exchange(need_full_, false) || env_.warden->epoch() != image_epoch_;
   }
-  if (full) {
-    if (auto done = full_copy(); !done) {
-      std::lock_guard lock(mutex_);
-      need_full_ = true;
-      return done;
-    }
-  }
+  if (full) BATON_TRY(full_copy());
   std::uint64_t in_round = 0;
   if (!full && last_written_ > kConcurrentRoundPages) {
     BATON_ASSIGN(in_round, copy_round({}, nullptr));

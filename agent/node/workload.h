@@ -63,8 +63,9 @@ class Workload {
   Result<pb::MigrateReport> migrate(const pb::MigrateRequest& request, const Progress& progress);
   Result<void> abort_migration();
   void exited(int wait_status);
-  // The warden's tracking began anew (it or this agent was restarted): copy everything again.
-  void restart_tracking();
+  // The warden is back after a restart: go on at once. (That its tracking began anew is known
+  // by its epoch.)
+  void resume_captures();
   void set_process(const pb::WorkloadProcess& process);
   // No more checkpoints; the loop ends. What it did with the program is the caller's to say.
   void halt(const std::string& state);
@@ -137,6 +138,7 @@ class Workload {
   bool capturing_ = false;
   std::uint32_t waiters_ = 0;       // checkpoint_now calls
   bool need_full_ = true;
+  bool new_program_ = true;         // what the image holds is of an earlier one
   std::string capture_problem_;
   std::chrono::nanoseconds next_due_{};
   PauseStats pauses_;

@@ -90,9 +90,10 @@ TEST_F(Loop, WithoutStandby_CommitsInstantsToTheLocalStore) {
   std::uint64_t last = 0;
   for (const auto& info : *held) {
     const std::uint64_t n = verify_image(load_memory(*local_.store, "w", info.seq));
-    EXPECT_GT(n, last) << "seq " << info.seq;
+    EXPECT_GE(n, last) << "seq " << info.seq;  // equal when the program got no turn between two
     last = n;
   }
+  EXPECT_GT(last, 0u);
   auto status = workload_->status();
   EXPECT_EQ(status.pause().p50_us(), 100u);
   EXPECT_TRUE(status.problem().empty()) << status.problem();
