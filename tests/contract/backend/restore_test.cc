@@ -119,6 +119,7 @@ class Restore : public ::testing::Test {
     restore::LaunchSpec spec;
     for (const auto& word : argv) spec.spec.add_argv(word);
     spec.spec.set_tcp(pb::TCP_CLOSE);
+    spec.spec.set_verify(true);
     spec.spec.set_cwd(folder_);
     spec.spec.set_user(spec_user_);
     spec.cgroup = groups_[0].path();
@@ -144,8 +145,11 @@ class Restore : public ::testing::Test {
     ASSERT_TRUE(round) << round.error().message();
     backend::CaptureOptions options;
     options.keep_frozen = true;
+    options.verify = true;
     auto stats = (*attachment)->capture(options, sink_, manifest_);
     ASSERT_TRUE(stats) << stats.error().message();
+    EXPECT_EQ(stats->verify_differences, 0u) << stats->verify_first;
+    EXPECT_GT(stats->verify_pages, 0u);
     frozen_at_ = std::chrono::steady_clock::now();
     auto destroyed = (*attachment)->destroy();
     ASSERT_TRUE(destroyed) << destroyed.error().message();
@@ -442,6 +446,7 @@ TEST_F(Restore, Protected_Moved_KeepsItsPidAndWritesToTheLog) {
   ASSERT_TRUE(groups_[0].add(child));
   root_ = child;
   spec_.set_origin(pb::ORIGIN_PROTECT);
+  spec_.set_verify(true);
   keepers_.push_back(child);   // to be reaped as one
   capture(0);
   if (HasFatalFailure()) return;
