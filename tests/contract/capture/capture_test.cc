@@ -204,6 +204,47 @@ TEST(Capture, KeepFrozen_ThawAndDestroy) {
   EXPECT_FALSE(read_task_status(program.pid()));
 }
 
+// The other half of the next test: attaches and captures once, in a process of its own.
+TEST(CaptureHelper, AttachAsToldByEnvironment) {
+  const char* pid = std::getenv("CAPTURE_TEST_PID");
+  if (pid == nullptr) return;
+  auto attachment = attach(std::atoi(pid), "wp-async");
+  ASSERT_TRUE(attachment) << attachment.error().message();
+  ModelSink sink;
+  pb::Manifest manifest;
+  ASSERT_TRUE((*attachment)->round(sink, {}));
+  ASSERT_TRUE((*attachment)->capture({}, sink, manifest));
+}
+
+TEST(Capture, TracerKilledAtEveryPoint_ProgramUnharmedAndCapturedAgain) {
+  Program program({REMOTE_VICTIM, "memory", "END"});
+  for (const char* point : {"track.uffd_made", "round.collected", "capture.begin", "freeze.asked",
+                            "capture.frozen", "capture.copied", "capture.state_read"}) {
+    pid_t pid = ::fork();
+    if (pid == 0) {
+      ::setenv("CAPTURE_TEST_PID", std::to_string(program.pid()).c_str(), 1);
+      ::setenv("BATON_FAULT", (std::string(point) + "=kill").c_str(), 1);
+      ::execl("/proc/self/exe", "capture_test", "--gtest_filter=CaptureHelper.*", nullptr);
+      ::_exit(127);
+    }
+    int status = 0;
+    ::waitpid(pid, &status, 0);
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << point << " status " << status;
+    auto attachment = attach(program.pid(), "wp-async");
+    ASSERT_TRUE(attachment) << point << ": " << attachment.error().message();
+    ModelSink sink;
+    pb::Manifest manifest;
+    auto stats = (*attachment)->capture({.verify = true}, sink, manifest);
+    ASSERT_TRUE(stats) << point << ": " << stats.error().message();
+    EXPECT_EQ(stats->verify_differences, 0u) << stats->verify_first;
+    for (int fd = 3; fd < 12; ++fd) {
+      EXPECT_NE(::access(("/proc/" + std::to_string(program.pid()) + "/fd/" + std::to_string(fd)).c_str(), F_OK), 0)
+          << point << ": descriptor " << fd << " was left in the program";
+    }
+  }
+  EXPECT_EQ(program.finish(), "ok\n");
+}
+
 TEST(Capture, ProgramEnds_TraceeGone) {
   auto program = std::make_unique<Program>(std::vector<std::string>{REMOTE_VICTIM, "spin", "END"});
   auto attachment = attach(program->pid(), "auto");

@@ -39,18 +39,34 @@ Error api_error(int saved) {
                "asynchronous write-protection is not in this kernel (Linux 6.7 brought it)", ""};
 }
 
-// Links of the process's descriptors that name a userfaultfd.
-bool uses_userfaultfd(pid_t pid) {
+struct Found {
+  bool in_use = false;        // the program has a userfaultfd of its own
+  std::uint64_t number = 0;   // else: one that an earlier attempt, cut short, has left behind
+  Fd left_over;
+};
+
+// Looks through the process's descriptors for userfaultfds. One on which nobody has made the
+// UFFDIO_API call yet is no program's: it came from us.
+Found find_userfaultfds(pid_t pid) {
+  Found found;
   std::string folder = "/proc/" + std::to_string(pid) + "/fd";
   DIR* dir = ::opendir(folder.c_str());
-  if (dir == nullptr) return false;
-  bool found = false;
+  if (dir == nullptr) return found;
   char link[64];
   while (const dirent* entry = ::readdir(dir)) {
     ssize_t n = ::readlinkat(::dirfd(dir), entry->d_name, link, sizeof link);
-    if (n > 0 && std::string_view(link, static_cast<std::size_t>(n)) == "anon_inode:[userfaultfd]") {
-      found = true;
-      break;
+    if (n <= 0 || std::string_view(link, static_cast<std::size_t>(n)) != "anon_inode:[userfaultfd]") continue;
+    auto number = std::strtoull(entry->d_name, nullptr, 10);
+    Fd pidfd = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+    Fd uffd = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), number, 0)));
+    uffdio_api api{};
+    api.api = UFFD_API;
+    api.features = kFeatures;
+    if (uffd && !found.left_over && ::ioctl(uffd.get(), UFFDIO_API, &api) == 0) {
+      found.number = number;
+      found.left_over = std::move(uffd);
+    } else {
+      found.in_use = true;
     }
   }
   ::closedir(dir);
@@ -223,7 +239,12 @@ class WpAsync final : public Tracker {
 };
 
 Result<std::unique_ptr<Tracker>> attach(pid_t pid, Tracee& thread) {
-  if (uses_userfaultfd(pid)) {
+  Found found = find_userfaultfds(pid);
+  if (found.left_over) {
+    BATON_TRY(thread.checked("close in", SYS_close, {found.number}));
+    found.left_over.reset();
+  }
+  if (found.in_use) {
     return make_error(Code::kUnsupported, "track writes",
                       "process " + std::to_string(pid) + ": it uses userfaultfd itself");
   }
