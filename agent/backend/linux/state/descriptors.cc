@@ -46,7 +46,8 @@ class Reader {
     BATON_TRY(find_keeper_pipes());
     for (const auto& process : processes) {
       auto listed = list(process);
-      if (!listed && !(options_.running && listed.error().code == Code::kTraceeGone)) return listed;
+      const bool ended = !listed && (listed.error().code == Code::kTraceeGone || listed.error().code == Code::kNotFound);
+      if (!listed && !(options_.running && ended)) return listed;
     }
     sockets_.spec = options_.spec;
     sockets_.out = &out_;
