@@ -69,7 +69,7 @@ std::string text_of(const fs::path& path) {
   return all.str();
 }
 
-bool wait_for(const std::function<bool()>& done, std::chrono::milliseconds limit = 20s) {
+bool wait_for(const std::function<bool()>& done, std::chrono::milliseconds limit = 60s) {
   auto end = std::chrono::steady_clock::now() + limit;
   while (!done()) {
     if (std::chrono::steady_clock::now() > end) return false;
