@@ -138,8 +138,18 @@ def find(value, key):
     return None
 
 
+def text_of(path):
+    with open(path, errors="replace", encoding="utf-8") as f:
+        return f.read()
+
+
 class Workload:
-    """A program that Baton runs and whose stdout goes to a file that every machine sees."""
+    """A program that Baton runs and whose stdout goes to a file that every machine sees.
+
+    Not for a program that prints all the time: a file that changes while the target
+    compares it with its own is refused. Such a program opens its file for each line
+    anew (counter).
+    """
 
     def __init__(self, bench, name, command, *options, node="ecu1"):
         self.bench, self.name = bench, name
@@ -149,8 +159,7 @@ class Workload:
         bench.baton("run", name, "--node", node, *options, "--", "/bin/sh", "-c", f'exec "$@" >>{self.output} 2>&1', "sh", *command)
 
     def lines(self):
-        with open(self.output, errors="replace", encoding="utf-8") as f:
-            return f.read().splitlines()
+        return text_of(self.output).splitlines()
 
     def wait_line(self, wanted, count=1, timeout_s=60):
         def look():
@@ -222,6 +231,9 @@ class Case(unittest.TestCase):
         super().run(result)
         if len(result.failures) + len(result.errors) > before:
             self.bench.logs()
+            for name in sorted(os.listdir(self.bench.shared)):
+                if name.endswith(".out"):
+                    print(f"--- {name}\n" + text_of(f"{self.bench.shared}/{name}")[-2000:], file=sys.stderr)
 
     def start(self, name, command, *options, node="ecu1"):
         workload = Workload(self.bench, name, command, *options, node=node)

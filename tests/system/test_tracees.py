@@ -4,19 +4,24 @@ checkpoints, each compared with the frozen original, and finds itself unharmed."
 import os
 import time
 
-from bench import Case, find, main, tracee, wait_until
+from bench import Case, find, main, text_of, tracee, wait_until
 
 PROGRAMS = {
-    "counter": [], "threads": [], "registers": [], "mappings": [], "churn": [], "signals": [], "pending": [], "tree": [], "events": [], "clocks": [],
+    "counter": ["20000", "FOLDER/numbers"], "threads": [], "registers": [], "mappings": [], "churn": [], "signals": [], "pending": [], "tree": [], "events": [], "clocks": [],
     "writer": ["--mib", "64", "--pages", "500"], "generator.py": [], "descriptors": ["FOLDER"], "files": ["--dir", "FOLDER"],
 }
+
+
+def touch(path):
+    with open(path, "w", encoding="ascii"):
+        pass
 
 
 class Tracees(Case):
     def go_round(self, program):
         folder = f"{self.bench.shared}/{program}-files"
         os.makedirs(folder, exist_ok=True)
-        arguments = [folder if a == "FOLDER" else a for a in PROGRAMS[program]]
+        arguments = [a.replace("FOLDER", folder) for a in PROGRAMS[program]]
         name = program.split(".")[0]
         workload = self.start(name, [tracee(program), *arguments], "--interval", "200ms", "--verify", "--standby", "ecu2")
         workload.ready()
@@ -50,14 +55,15 @@ class Counter(Case):
     nodes = 2
 
     def test_counter_migrates_and_skips_no_number(self):
-        workload = self.start("numbers", [tracee("counter"), "5000"], "--interval", "100ms")
+        path = self.bench.shared + "/numbers"
+        workload = self.start("numbers", [tracee("counter"), "5000", path], "--interval", "100ms")
         workload.ready()
         for to in ("ecu2", "ecu1", "ecu2"):
             time.sleep(0.3)
             workload.migrate(to)
-        at = len(workload.lines())
-        wait_until(lambda: len(workload.lines()) > at + 20, 20, "the counter goes on")
-        numbers = [int(x.split()[1]) for x in workload.lines() if x.startswith("count ")]
+        at = len(text_of(path))
+        wait_until(lambda: len(text_of(path)) > at + 200, 20, "the counter goes on")
+        numbers = [int(x.split()[1]) for x in text_of(path).splitlines()]
         self.assertEqual(numbers, list(range(1, len(numbers) + 1)))
 
     def test_logs_hold_all_that_a_program_printed_since_it_moved(self):
@@ -71,28 +77,28 @@ class Counter(Case):
 
     def test_protected_program_moves_with_its_children(self):
         output = self.bench.shared + "/protected.out"
-        open(output, "w", encoding="ascii").close()
+        touch(output)
         self.bench.exec("ecu1", "/bin/sh", "-c", f"setsid {tracee('tree')} >>{output} 2>&1 </dev/null & echo $!")
-        wait_until(lambda: "ready" in open(output, encoding="ascii").read(), 20, "the program is ready")
+        wait_until(lambda: "ready" in text_of(output), 20, "the program is ready")
         pid = min(self.bench.processes("ecu1", tracee("tree")))
         self.bench.baton("protect", "family", "--node", "ecu1", "--pid", str(pid), "--interval", "200ms")
         self.addCleanup(self.bench.call, "delete", "family", "--yes")
         self.bench.baton("migrate", "family", "--to", "ecu2")
         self.bench.exec("ecu2", "kill", "-USR1", str(self.bench.field("family", "pid")))
-        wait_until(lambda: "ok" in open(output, encoding="ascii").read().split(), 20, "it verifies itself on ecu2")
-        self.assertNotIn("FAILED", open(output, encoding="ascii").read())
+        wait_until(lambda: "ok" in text_of(output).split(), 20, "it verifies itself on ecu2")
+        self.assertNotIn("FAILED", text_of(output))
 
     def test_delete_of_a_protected_program_leaves_it_running(self):
         output = self.bench.shared + "/spared.out"
-        open(output, "w", encoding="ascii").close()
+        touch(output)
         self.bench.exec("ecu1", "/bin/sh", "-c", f"setsid {tracee('threads')} >>{output} 2>&1 </dev/null &")
-        wait_until(lambda: "ready" in open(output, encoding="ascii").read(), 20, "the program is ready")
+        wait_until(lambda: "ready" in text_of(output), 20, "the program is ready")
         pid = min(self.bench.processes("ecu1", tracee("threads")))
         self.bench.baton("protect", "spared", "--node", "ecu1", "--pid", str(pid), "--interval", "100ms")
         wait_until(lambda: int(self.bench.field("spared", "last_committed") or 0) > 2, 30, "it is checkpointed")
         self.bench.baton("delete", "spared", "--yes")
         self.bench.exec("ecu1", "kill", "-USR1", str(pid))
-        wait_until(lambda: "ok" in open(output, encoding="ascii").read().split(), 20, "it verifies itself afterwards")
+        wait_until(lambda: "ok" in text_of(output).split(), 20, "it verifies itself afterwards")
         self.bench.exec("ecu1", "kill", "-9", str(pid))
 
 
