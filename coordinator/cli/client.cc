@@ -1,5 +1,7 @@
 #include "coordinator/cli/client.h"
 
+#include <thread>
+
 #include <grpcpp/grpcpp.h>
 
 #include "proto/coordinator.grpc.pb.h"
@@ -7,6 +9,8 @@
 
 namespace baton::cli {
 namespace {
+
+constexpr std::chrono::milliseconds kGreetPause{100};
 
 class GrpcClient final : public Client {
  public:
@@ -16,8 +20,19 @@ class GrpcClient final : public Client {
         stub_(pb::Coordinator::NewStub(channel_)) {}
 
   Result<void> greet() {
-    auto answer = unary<pb::VersionInfo>("reach the coordinator", &Stub::Version, pb::Empty(),
-                                         kConnectTimeout);
+    const auto end = std::chrono::steady_clock::now() + kConnectTimeout;
+    auto ask = [&] {
+      return unary<pb::VersionInfo>("reach the coordinator", &Stub::Version, pb::Empty(),
+                                    end - std::chrono::steady_clock::now());
+    };
+    auto answer = ask();
+    // A busy machine may be slow to shake hands; one that refuses will not do otherwise.
+    while (!answer && answer.error().code == Code::kUnreachable &&
+           answer.error().message().find("refused") == std::string::npos &&
+           std::chrono::steady_clock::now() + kGreetPause < end) {
+      std::this_thread::sleep_for(kGreetPause);
+      answer = ask();
+    }
     if (!answer) {
       Error error = answer.error();
       if (error.code != Code::kNotAllowed) {
