@@ -42,7 +42,14 @@ Result<std::unique_ptr<LinuxAttachment>> LinuxAttachment::attach(const backend::
     }();
   });
   if (!outcome) return std::move(outcome).error();
-  if (a->processes_.empty()) return make_error(Code::kTraceeGone, "attach", "the workload has ended");
+  if (a->processes_.empty()) {
+    if (read_task_status(target.root)) {
+      return make_error(Code::kTimedOut, "attach",
+                        "process " + std::to_string(target.root) + " does not stop (a parent in vfork)",
+                        "Try again.");
+    }
+    return make_error(Code::kTraceeGone, "attach", "the workload has ended");
+  }
   return a;
 }
 
@@ -97,7 +104,14 @@ Result<void> LinuxAttachment::take_up(const std::vector<pid_t>& pids, Freeze* fr
     for (pid_t tid : *tids) {
       auto outcome = [&]() -> Result<void> {
         BATON_ASSIGN(Tracee tracee, Tracee::seize(tid));
-        if (auto stopped = tracee.stop(std::chrono::milliseconds(500)); !stopped) {
+        // In an uninterruptible wait it may stay; on a busy machine it may take its time.
+        auto stopped = tracee.stop(std::chrono::milliseconds(500));
+        for (int i = 0; i < 10 && !stopped && stopped.error().code == Code::kTimedOut; ++i) {
+          auto status = read_task_status(tid);
+          if (!status || status->state == 'D') break;
+          stopped = tracee.await_stop(std::chrono::milliseconds(500));
+        }
+        if (!stopped) {
           tracee.let_go(std::chrono::milliseconds(1));
           return stopped;
         }
