@@ -1,9 +1,11 @@
 #include "coordinator/cli/client.h"
 
+#include <cstdlib>
 #include <thread>
 
 #include <grpcpp/grpcpp.h>
 
+#include "coordinator/cli/units.h"
 #include "proto/coordinator.grpc.pb.h"
 #include "transport/rpc.h"
 
@@ -20,7 +22,12 @@ class GrpcClient final : public Client {
         stub_(pb::Coordinator::NewStub(channel_)) {}
 
   Result<void> greet() {
-    const auto end = std::chrono::steady_clock::now() + kConnectTimeout;
+    std::chrono::microseconds timeout = kConnectTimeout;
+    if (const char* text = std::getenv("BATON_CONNECT_TIMEOUT")) {
+      BATON_ASSIGN(const std::uint64_t us, parse_duration_us(text));
+      timeout = std::chrono::microseconds(us);
+    }
+    const auto end = std::chrono::steady_clock::now() + timeout;
     auto ask = [&] {
       return unary<pb::VersionInfo>("reach the coordinator", &Stub::Version, pb::Empty(),
                                     end - std::chrono::steady_clock::now());
