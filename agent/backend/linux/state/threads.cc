@@ -240,11 +240,15 @@ Result<void> read_inside(StoppedProcess& process, StoppedThread& thread, bool le
   for (unsigned which = 0; which < 3; ++which) {
     itimerval value{};
     std::memcpy(&value, got.data() + kItimersAt + which * sizeof value, sizeof value);
-    if (value.it_value.tv_sec == 0 && value.it_value.tv_usec == 0) continue;
+    const std::uint64_t left = static_cast<std::uint64_t>(value.it_value.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(value.it_value.tv_usec) * 1000u;
+    const std::uint64_t interval = static_cast<std::uint64_t>(value.it_interval.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(value.it_interval.tv_usec) * 1000u;
+    if (left == 0 && interval == 0) continue;
     auto& timer = *state.add_itimers();
     timer.set_which(which);
-    timer.set_left_ns(static_cast<std::uint64_t>(value.it_value.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(value.it_value.tv_usec) * 1000u);
-    timer.set_interval_ns(static_cast<std::uint64_t>(value.it_interval.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(value.it_interval.tv_usec) * 1000u);
+    // Between its expiry and the delivery of its signal, which arms it again, a repeating timer
+    // shows nothing left: due at once, then; its signal merges with the one that is pending.
+    timer.set_left_ns(left == 0 ? 1 : left);
+    timer.set_interval_ns(interval);
   }
   for (unsigned s = 1; s <= kSignals; ++s) {
     if (s == SIGKILL || s == SIGSTOP) continue;
