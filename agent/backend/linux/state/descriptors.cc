@@ -64,9 +64,11 @@ class Reader {
 
  private:
   void refuse(const Found& f, std::string kind, std::string detail) {
+    judged_ = true;
     options_.report({f.process.pid, "fd " + std::to_string(f.number), std::move(kind), "refused", std::move(detail)});
   }
   void differs(const Found& f, std::string kind, std::string detail) {
+    judged_ = true;
     options_.report({f.process.pid, "fd " + std::to_string(f.number), std::move(kind), "differs", std::move(detail)});
   }
 
@@ -187,6 +189,7 @@ class Reader {
   }
 
   Result<void> describe(Found& f, pb::OpenFile& file) {
+    judged_ = false;
     file.set_flags(f.info.flags & ~static_cast<std::uint32_t>(O_CLOEXEC));
     file.set_mode(f.stat.st_mode);
     file.set_device(f.stat.st_dev);
@@ -210,7 +213,7 @@ class Reader {
       kind = "file";
       describe_path(f, file);
     }
-    if (options_.captured) options_.captured({f.process.pid, "fd " + std::to_string(f.number), kind, "captured", f.target});
+    if (options_.captured && !judged_) options_.captured({f.process.pid, "fd " + std::to_string(f.number), kind, "captured", f.target});
     return {};
   }
 
@@ -463,6 +466,7 @@ class Reader {
   std::set<std::uint32_t> watched_;
   SocketReader sockets_;
   ino_t keeper_out_ = 0, keeper_err_ = 0;
+  bool judged_ = false;        // the description under way has a verdict other than captured
 };
 
 }  // namespace
