@@ -20,6 +20,7 @@ constexpr std::uint64_t kDefaultTargetPauseUs = 10'000;
 constexpr auto kDrainStep = 1s;
 constexpr auto kMaxRetryPause = 2000ms;
 constexpr auto kConnectWait = 10s;
+constexpr auto kAnswerStuckAfter = 10s;   // repeated for that long in vain: the caller waits no longer
 
 MigrationEvent ok() { return {MigrationEventKind::kOk, {}}; }
 MigrationEvent failed(const Error& error) { return {MigrationEventKind::kFailed, error.message()}; }
@@ -61,6 +62,7 @@ Result<pb::MigrateReport> MigrationRun::run() {
     for (auto effect : effects) {
       if (effect == MigrationEffect::kFinishDone || effect == MigrationEffect::kFinishFailed) break;
       event = perform(effect);
+      if (!event.error.empty()) last_error_ = event.error;
     }
     if (state_.phase == MigrationPhase::kDone || state_.phase == MigrationPhase::kFailed) break;
     if (w_.stop_now_ && !state_.frozen) {
@@ -94,7 +96,7 @@ Result<pb::MigrateReport> MigrationRun::run() {
   last.set_phase("done");
   last.set_bytes_sent(report_.bytes_sent());
   *last.mutable_report() = report_;
-  if (progress_) progress_(last);
+  if (progress_ && !answered_) progress_(last);
   w_.env_.event("migrated", w_.name(),
                 "from " + report_.from() + " to " + report_.to() + ", pause " +
                     std::to_string(report_.pause_us()) + " us");
@@ -104,7 +106,7 @@ Result<pb::MigrateReport> MigrationRun::run() {
 }
 
 void MigrationRun::report(std::string_view phase, std::uint64_t bytes_left) {
-  if (!progress_) return;
+  if (!progress_ || answered_) return;
   pb::MigrateProgress progress;
   progress.set_phase(std::string(phase));
   progress.set_round(static_cast<std::uint32_t>(rounds_.size() + 1));
@@ -122,8 +124,21 @@ void MigrationRun::report(std::string_view phase, std::uint64_t bytes_left) {
   progress_(progress);
 }
 
+void MigrationRun::answer_when_stuck() {
+  const auto now = std::chrono::steady_clock::now();
+  if (state_.retries <= 1) stuck_since_ = now;
+  if (answered_ || now - stuck_since_ < kAnswerStuckAfter) return;
+  answered_ = true;
+  const std::string why = last_error_.empty() ? state_.error : last_error_;
+  w_.answer_early(make_error(Code::kUnknownOutcome, "migrate",
+                             w_.name() + " to " + request_.target().node() + ": still " +
+                                 std::string(phase_name(state_.phase)) + (why.empty() ? "" : ": " + why),
+                             "The program is frozen; it goes on, here or there, as soon as that is answered."));
+}
+
 bool MigrationRun::pause_before_retry(std::uint32_t attempt) {
   if (attempt == 0) return true;
+  answer_when_stuck();
   auto pause = std::min<std::chrono::milliseconds>(50ms * (1u << std::min(attempt, 6u)), kMaxRetryPause);
   std::unique_lock lock(w_.mutex_);
   w_.changed_.wait_for(lock, pause, [&] { return w_.stopping_; });

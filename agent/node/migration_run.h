@@ -39,6 +39,7 @@ class MigrationRun {
   Result<void> send_file(const pb::FileProof& file);
   Result<void> wait_drained();
   bool pause_before_retry(std::uint32_t attempt);
+  void answer_when_stuck();
   void report(std::string_view phase, std::uint64_t bytes_left = 0);
   std::uint64_t away_ns() const;
   void set_state(const std::string& state);
@@ -61,6 +62,9 @@ class MigrationRun {
   pb::MigrateReport report_;
   bool converged_ = true;
   bool destroyed_ = false;
+  std::chrono::steady_clock::time_point stuck_since_{};   // of the effect being repeated
+  std::string last_error_;      // of any effect
+  bool answered_ = false;       // early: progress_ must not be called any more
 };
 
 }  // namespace baton::node

@@ -9,7 +9,7 @@ namespace baton::node {
 namespace {
 
 constexpr std::chrono::milliseconds kFirstBackoff{50};
-constexpr std::chrono::milliseconds kMaxBackoff{2000};
+constexpr std::chrono::milliseconds kMaxBackoff{200};
 
 // Pages keep their client alive: the buffer is its mapping.
 class LinkBatch final : public CapturedBatch {
@@ -92,7 +92,7 @@ void WardenLink::connect_loop() {
       on_connected_();
       lock.lock();
     } else {
-      spdlog::warn("warden: {}; trying again in {} ms", made.error().message(), backoff.count());
+      if (backoff == kFirstBackoff) spdlog::warn("warden: {}; trying again until it answers", made.error().message());
       lock.lock();
       changed_.wait_for(lock, backoff, [&] { return stopping_; });
       backoff = std::min(backoff * 2, kMaxBackoff);

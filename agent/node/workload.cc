@@ -190,7 +190,9 @@ void Workload::loop() {
     changed_.notify_all();
   }
   if (migration_ && !migration_->done) {
-    migration_->outcome = make_error(Code::kCancelled, "migrate", name() + ": this agent is being stopped");
+    if (!migration_->outcome) {
+      migration_->outcome = make_error(Code::kCancelled, "migrate", name() + ": this agent is being stopped");
+    }
     migration_->done = true;
     changed_.notify_all();
   }
@@ -639,8 +641,8 @@ Result<pb::MigrateReport> Workload::migrate(const pb::MigrateRequest& request,
   abort_asked_ = false;
   migration_ = job;
   changed_.notify_all();
-  changed_.wait(lock, [&] { return job->done; });
-  return std::move(*job->outcome);
+  changed_.wait(lock, [&] { return job->outcome.has_value(); });
+  return *job->outcome;
 }
 
 Result<void> Workload::abort_migration() {
@@ -656,8 +658,16 @@ void Workload::run_migration(const std::shared_ptr<MigrationJob>& job) {
   MigrationRun run(*this, job->request, job->progress);
   auto outcome = run.run();
   std::lock_guard lock(mutex_);
-  job->outcome = std::move(outcome);
+  if (!job->outcome) job->outcome = std::move(outcome);
   job->done = true;
+  changed_.notify_all();
+}
+
+void Workload::answer_early(Error why) {
+  std::lock_guard lock(mutex_);
+  if (!migration_ || migration_->outcome) return;
+  spdlog::warn("{}", why.message());
+  migration_->outcome = Result<pb::MigrateReport>(std::move(why));
   changed_.notify_all();
 }
 

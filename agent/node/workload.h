@@ -81,7 +81,7 @@ class Workload {
     pb::MigrateRequest request;
     Progress progress;
     bool done = false;
-    std::optional<Result<pb::MigrateReport>> outcome;
+    std::optional<Result<pb::MigrateReport>> outcome;   // may come first: see answer_early
   };
 
   Workload(const NodeEnv& env, Options options, storage::WorkloadIdentity identity,
@@ -107,6 +107,8 @@ class Workload {
   SnapshotPtr find_snapshot(const ReplicaTip& tip) const;
   std::vector<Link> links() const;
   void run_migration(const std::shared_ptr<MigrationJob>& job);
+  // The migration cannot end soon: whoever waits for it is told why, it goes on.
+  void answer_early(Error why);
   void reconcile_links();
 
   const NodeEnv env_;
