@@ -248,6 +248,27 @@ def tracee(name):
     return f"{BUILD}/bin/tracees/{name}"
 
 
+class Sampler(unittest.TestLoader):
+    """Every N-th test of a file (BATON_TEST_SAMPLE=N): where it begins is chosen by the number of
+    the last commit, so that N commits in a row run all of them."""
+
+    def loadTestsFromModule(self, module, *args, **options):
+        parts = int(os.environ["BATON_TEST_SAMPLE"])
+        count = subprocess.run(["git", "-C", TOP, "rev-list", "--count", "HEAD"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False).stdout
+        tests = []
+
+        def flatten(suite):
+            for item in suite:
+                if isinstance(item, unittest.TestSuite):
+                    flatten(item)
+                else:
+                    tests.append(item)
+        flatten(super().loadTestsFromModule(module, *args, **options))
+        chosen = tests[int(count or 0) % parts::parts]
+        print(f"a sample of {len(chosen)} of {len(tests)} tests: " + " ".join(t.id().removeprefix("__main__.") for t in chosen), flush=True)
+        return self.suiteClass(chosen)
+
+
 def main():
     global BUILD
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
@@ -263,4 +284,5 @@ def main():
     if not os.path.exists("/proc/self/timens_offsets"):
         skip("time namespaces")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))       # ctest's time limit: clean up
-    unittest.main(module="__main__", verbosity=2)
+    loader = Sampler() if os.environ.get("BATON_TEST_SAMPLE") else unittest.defaultTestLoader
+    unittest.main(module="__main__", verbosity=2, testLoader=loader)
