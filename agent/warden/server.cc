@@ -607,6 +607,9 @@ void Server::Impl::dispatch(pb::WardenRequest& request) {
     case Op::kSignal:
       return on_workload(by, id, name, false,
                          [number = request.signal().signal()](Workload& w, auto&) { return w.signal(number); });
+    case Op::kReleaseOutput:
+    case Op::kShadow:
+    case Op::kLease:
     case Op::kHello:
     case Op::OP_NOT_SET:
       break;
