@@ -140,11 +140,13 @@ Result<std::unique_ptr<Freeze>> Freeze::take(const Members& members) {
   for (;;) {
     std::unique_ptr<Freeze> freeze(new Freeze);
     auto done = freeze->attempt(members, give_up);
-    if (!done) {
+    // Asked before and not stopped since: a wait as uninterruptible as one that is seen now.
+    const bool stuck = !done && done.error().code == Code::kTimedOut && steady_clock::now() <= give_up;
+    if (!done && !stuck) {
       (void)freeze->release();
       return std::move(done).error();
     }
-    if (*done) {
+    if (!stuck && *done) {
       for (auto& p : freeze->processes_) {
         std::sort(p.threads.begin(), p.threads.end(), [&](const StoppedThread& a, const StoppedThread& b) {
           if ((a.tid == p.pid) != (b.tid == p.pid)) return a.tid == p.pid;
