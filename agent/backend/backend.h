@@ -109,14 +109,40 @@ struct BuildTarget {
   std::string log_path;            // where the keeper writes stdout and stderr
   std::string exit_path;           // where the keeper leaves the root's wait status
   std::chrono::nanoseconds away{}; // since the freeze
+  // It will stand by and follow later checkpoints: what must not be seen of a program that
+  // does not run (a listening port, a socket that takes datagrams) comes at activation.
+  bool shadow = false;
 };
 
-// Processes being built from a manifest: stopped until activate.
+// What an apply left to be done or known.
+struct Followed {
+  std::vector<PageRange> again;    // of mappings that were made anew: to be filled, changed or not
+  std::chrono::nanoseconds clock_ahead{};   // its monotonic clock minus the manifest's, when asked
+};
+
+struct ActivationTimes {
+  std::chrono::nanoseconds finish{}, release{};
+};
+
+// Processes being built from a manifest: stopped until activate. What was built can follow:
+// apply, then fill with every page in which the later checkpoint differs, any number of times.
 class Build {
  public:
   virtual ~Build() = default;      // not activated: kills what was built
   virtual Result<void> fill(std::uint64_t object, std::uint64_t first_page,
                             std::span<const std::byte> pages) = 0;
+  // Brings everything but page contents to `next`; pages in `dropped` lose their content.
+  // Takes time by what changed, not by what there is.
+  // Fails: kConflict: it cannot follow (says why) and nothing was changed: it stands where it
+  // stood; build another. Any other failure: it stands nowhere and is to be destroyed.
+  virtual Result<Followed> apply(const pb::Manifest& next, std::span<const PageRange> dropped) {
+    (void)next, (void)dropped;
+    return make_error(Code::kConflict, "apply", "this backend's builds do not follow");
+  }
+  // How long to wait until its clocks are where the program's were at the freeze: zero,
+  // unless the other machine's run faster.
+  virtual std::chrono::nanoseconds clock_behind() const { return {}; }
+  virtual ActivationTimes activation_times() const { return {}; }
   // Resumes everything (or leaves it stopped with SIGSTOP-like freezing by cgroup when `paused`).
   // After success the object may be destroyed; the processes live on.
   virtual Result<void> activate(bool paused, std::chrono::nanoseconds away) = 0;

@@ -62,6 +62,11 @@ class Warden {
   virtual Result<void> build(const pb::BuildRequest& request) = 0;
   virtual Result<std::unique_ptr<FillBuffer>> fill_space(std::size_t bytes) = 0;
   virtual Result<void> fill(const pb::FillRequest& request) = 0;
+  // Keeps what was built with BuildRequest.seq up to date (proto/shadow.proto). Fails:
+  // kNotFound (there is none); after any other failure there is none either.
+  virtual Result<pb::ShadowResponse> shadow(const pb::ShadowRequest& /*request*/) {
+    return make_error(Code::kUnsupported, "shadow", "this warden has none");
+  }
   virtual Result<pb::WorkloadProcess> activate(const pb::ActivateRequest& request) = 0;
   virtual Result<pb::LogsResponse> logs(const pb::LogsRequest& request) = 0;
   virtual Result<pb::ProveFilesResponse> prove_files(const pb::ProveFilesRequest& request) = 0;

@@ -172,6 +172,10 @@ Result<void> WardenLink::fill(const pb::FillRequest& request) {
   BATON_ASSIGN(auto c, client());
   return c->fill(request);
 }
+Result<pb::ShadowResponse> WardenLink::shadow(const pb::ShadowRequest& request) {
+  BATON_ASSIGN(auto c, client());
+  return c->shadow(request);
+}
 Result<pb::WorkloadProcess> WardenLink::activate(const pb::ActivateRequest& request) {
   BATON_ASSIGN(auto c, client());
   return c->activate(request);

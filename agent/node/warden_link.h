@@ -41,6 +41,7 @@ class WardenLink final : public Warden {
   Result<void> build(const pb::BuildRequest& request) override;
   Result<std::unique_ptr<FillBuffer>> fill_space(std::size_t bytes) override;
   Result<void> fill(const pb::FillRequest& request) override;
+  Result<pb::ShadowResponse> shadow(const pb::ShadowRequest& request) override;
   Result<pb::WorkloadProcess> activate(const pb::ActivateRequest& request) override;
   Result<pb::LogsResponse> logs(const pb::LogsRequest& request) override;
   Result<pb::ProveFilesResponse> prove_files(const pb::ProveFilesRequest& request) override;

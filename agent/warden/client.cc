@@ -443,6 +443,13 @@ Result<void> WardenClient::fill(const pb::FillRequest& fill) {
   return impl_->call_void(std::move(request), kSlow);
 }
 
+Result<pb::ShadowResponse> WardenClient::shadow(const pb::ShadowRequest& shadow) {
+  pb::WardenRequest request;
+  *request.mutable_shadow() = shadow;
+  BATON_ASSIGN(auto response, impl_->call(std::move(request), kSlow));
+  return std::move(*response.mutable_shadow());
+}
+
 Result<pb::WorkloadProcess> WardenClient::activate(const pb::ActivateRequest& activate) {
   pb::WardenRequest request;
   *request.mutable_activate() = activate;

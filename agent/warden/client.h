@@ -79,6 +79,7 @@ class WardenClient {
   Result<void> build(const pb::BuildRequest& request);
   Result<FillSpace> fill_space(std::size_t bytes);       // blocks until the buffer has room
   Result<void> fill(const pb::FillRequest& request);     // answered when copied
+  Result<pb::ShadowResponse> shadow(const pb::ShadowRequest& request);
   Result<pb::WorkloadProcess> activate(const pb::ActivateRequest& request);
   Result<pb::LogsResponse> logs(const pb::LogsRequest& request);
   Result<pb::ProveFilesResponse> prove_files(const pb::ProveFilesRequest& request);

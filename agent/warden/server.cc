@@ -65,6 +65,7 @@ std::string workload_of(const pb::WardenRequest& request) {
     case Op::kFill: return request.fill().workload();
     case Op::kActivate: return request.activate().workload();
     case Op::kSignal: return request.signal().workload();
+    case Op::kShadow: return request.shadow().workload();
     default: return {};
   }
 }
@@ -604,11 +605,15 @@ void Server::Impl::dispatch(pb::WardenRequest& request) {
                            BATON_ASSIGN(*response.mutable_run(), w.activate(op));
                            return {};
                          });
+    case Op::kShadow:
+      return on_workload(by, id, name, false,
+                         [op = std::move(*request.mutable_shadow())](Workload& w, auto& response) {
+                           return w.shadow(op, *response.mutable_shadow());
+                         });
     case Op::kSignal:
       return on_workload(by, id, name, false,
                          [number = request.signal().signal()](Workload& w, auto&) { return w.signal(number); });
     case Op::kReleaseOutput:
-    case Op::kShadow:
     case Op::kLease:
     case Op::kHello:
     case Op::OP_NOT_SET:

@@ -46,6 +46,7 @@ void Workload::run_tasks() {
   }
   // On this thread: the tracer has to let go itself.
   if (build_) {
+    beside_.reset();
     build_.reset();
     clean_up(true);
   }
@@ -64,6 +65,7 @@ void Workload::publish() {
     now.set_incarnation(record_.incarnation());
     now.set_spec(record_.spec().SerializeAsString());
     now.set_wait_status(record_.wait_status());
+    now.set_shadow_seq(build_ && applying_seq_ == 0 ? shadow_seq_ : 0);
     if (attachment_) now.set_tracker(attachment_->tracker_name());
     place.root = static_cast<pid_t>(record_.root_pid());
     place.keeper = static_cast<pid_t>(record_.keeper_pid());
@@ -165,6 +167,14 @@ Result<void> Workload::adopt(pid_t root, pid_t keeper) {
 
 void Workload::watch() { around_.watch_exit(keeper_ ? keeper_.fd() : root_.fd(), id_); }
 
+void Workload::remove_cgroup(Cgroup& group) {
+  if (!group.exists()) return;
+  auto killed = group.kill();
+  auto empty = group.wait_empty(kKillTimeout);
+  if (!killed || !empty || !*empty) spdlog::error("{}: processes in {} do not die", name_, group.path());
+  if (auto removed = group.remove(); !removed) spdlog::warn("{}: {}", name_, removed.error().message());
+}
+
 // Forgets the workload. `kill`: what is left of its processes dies first.
 void Workload::clean_up(bool kill) {
   if (record_.phase().empty()) return;
@@ -175,10 +185,17 @@ void Workload::clean_up(bool kill) {
   }
   attachment_.reset();
   build_.reset();
+  beside_.reset();
+  shadow_seq_ = applying_seq_ = 0;
   if (keeper_) (void)keeper_.wait_status();   // reaps it, if it is our child
   if (root_) (void)root_.wait_status();
   auto removed = cgroup_.remove();
   if (!removed) spdlog::warn("{}: {}", name_, removed.error().message());
+  for (const std::string& other : {name_, name_ + std::string(kBesideSuffix)}) {   // of a shadow's rebuilding
+    Cgroup group = around_.cgroups.child(other);
+    if (group.path() != record_.cgroup() && kill) remove_cgroup(group);
+  }
+  beside_cgroup_ = Cgroup();
   around_.records->remove(record_);
   record_.Clear();
   root_ = HeldProcess();
@@ -367,6 +384,7 @@ Result<void> Workload::stop(const pb::StopRequest& request) {
     auto grace = std::chrono::microseconds(std::min<std::uint64_t>(request.grace_us(), 600'000'000));
     (void)cgroup_.wait_empty(std::chrono::duration_cast<std::chrono::milliseconds>(grace)).has_value();
   }
+  drop_beside();
   build_.reset();
   auto killed = cgroup_.exists() ? cgroup_.kill() : Result<void>{};
   if (!killed) return killed.error();

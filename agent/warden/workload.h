@@ -35,6 +35,7 @@ inline constexpr std::size_t kRoundBytesMax = 128u << 20;   // one round's answe
 inline constexpr std::chrono::milliseconds kKeptFrozenMax{30'000};
 inline constexpr std::chrono::milliseconds kHoldTimeout{5'000};
 inline constexpr int kUnknownWaitStatus = -1;
+inline constexpr std::string_view kBesideSuffix = ".beside";   // a cgroup's: no workload's name has a dot
 
 // What the workloads of one warden share.
 struct Surroundings {
@@ -88,6 +89,8 @@ class Workload {
   Result<void> release();
   Result<void> build(const pb::BuildRequest& request);
   Result<void> fill(const pb::FillRequest& request);
+  // A shadow: a build that follows a workload which runs elsewhere. See shadow.cc.
+  Result<void> shadow(const pb::ShadowRequest& request, pb::ShadowResponse& response);
   Result<pb::WorkloadProcess> activate(const pb::ActivateRequest& request);
   Result<void> signal(int number);
   void agent_gone();
@@ -109,6 +112,14 @@ class Workload {
   int find_wait_status() const;
   Result<backend::Backend*> find_backend(const std::string& name, const std::string& tracker) const;
   void expire_kept_freeze(std::uint64_t freeze);
+  Result<void> build_beside(const pb::BuildRequest& request);
+  Result<void> apply_shadow(const pb::ShadowRequest& request, pb::ShadowResponse& response);
+  Result<void> replace_shadow(const pb::ShadowRequest& request);
+  void drop_beside();
+  void remove_cgroup(Cgroup& group);
+  template <typename Runs>
+  Result<void> fill_runs(backend::Build& build, const Runs& runs);
+  backend::BuildTarget build_target(const pb::BuildRequest& request, const std::string& cgroup) const;
 
   const Surroundings& around_;
   const std::uint64_t id_;
@@ -120,6 +131,10 @@ class Workload {
   HeldProcess root_, keeper_;
   std::unique_ptr<backend::Attachment> attachment_;
   std::unique_ptr<backend::Build> build_;
+  std::uint64_t shadow_seq_ = 0;          // the checkpoint at which build_ stands; 0: it follows none
+  std::uint64_t applying_seq_ = 0;        // on its way there: it stands nowhere whole
+  std::unique_ptr<backend::Build> beside_;   // what will replace build_
+  Cgroup beside_cgroup_;
   CaptureSink sink_;
   bool kept_frozen_ = false;              // by the attachment
   bool held_ = false;                     // by cgroup

@@ -1,5 +1,6 @@
 // Capturing a workload's state and building it from one.
 #include <algorithm>
+#include <utility>
 
 #include "agent/warden/workload.h"
 #include "base/fault_point.h"
@@ -123,6 +124,7 @@ void Workload::expire_kept_freeze(std::uint64_t freeze) {
 }
 
 Result<void> Workload::build(const pb::BuildRequest& request) {
+  if (request.beside()) return build_beside(request);
   std::string kind = request.manifest().backend().empty() ? around_.default_backend : request.manifest().backend();
   BATON_ASSIGN(backend::Backend * backend, find_backend(kind, ""));
   BATON_TRY(begin(request.spec(), "building", kind));
@@ -130,13 +132,8 @@ Result<void> Workload::build(const pb::BuildRequest& request) {
   auto done = [&]() -> Result<void> {
     BATON_TRY(around_.records->save(record_));
     BATON_TRY(fault_point("warden.build.begin"));
-    backend::BuildTarget target;
-    target.spec = record_.spec();
-    target.cgroup = record_.cgroup();
-    target.log_path = record_.log_path();
-    target.exit_path = record_.exit_path();
-    target.away = std::chrono::nanoseconds(request.away_ns());
-    BATON_ASSIGN(build_, backend->build(request.manifest(), target));
+    BATON_ASSIGN(build_, backend->build(request.manifest(), build_target(request, record_.cgroup())));
+    shadow_seq_ = request.seq();
     BATON_TRY(adopt(build_->root(), build_->keeper()));
     BATON_TRY(around_.records->save(record_));
     return fault_point("warden.build.done");
@@ -151,35 +148,168 @@ Result<void> Workload::build(const pb::BuildRequest& request) {
 Result<void> Workload::fill(const pb::FillRequest& request) {
   if (!build_) return make_error(Code::kNotFound, "fill", "nothing is being built under the name " + name_);
   BATON_TRY(fault_point("warden.fill.before"));
-  for (const auto& run : request.runs()) {
-    std::uint64_t bytes = run.count() * kPage;
-    std::uint64_t size = around_.fill_buffer.size();
-    if (run.count() == 0 || run.offset() > size || bytes > size - run.offset() ||
-        run.first_page() > (UINT64_MAX / kPage) - run.count()) {
-      return make_error(Code::kInvalid, "fill", name_ + ": pages outside the fill buffer");
-    }
-    BATON_TRY(build_->fill(run.object(), run.first_page(), around_.fill_buffer.subspan(run.offset(), bytes)));
-  }
+  if (request.beside() && !beside_) return make_error(Code::kNotFound, "fill", "nothing is being built beside " + name_);
+  BATON_TRY(fill_runs(request.beside() ? *beside_ : *build_, request.runs()));
   return fault_point("warden.fill.after");
 }
 
 Result<pb::WorkloadProcess> Workload::activate(const pb::ActivateRequest& request) {
   if (!build_) return make_error(Code::kNotFound, "activate", "nothing is being built under the name " + name_);
+  if (applying_seq_ != 0 || (request.seq() != 0 && request.seq() != shadow_seq_)) {
+    return make_error(Code::kConflict, "activate", name_ + ": what is built stands at @" + std::to_string(shadow_seq_) + ", not @" +
+                                                       std::to_string(request.seq()) + (applying_seq_ != 0 ? ", and only half" : ""));
+  }
   BATON_TRY(fault_point("warden.activate.before"));
+  if (request.incarnation() != 0) record_.set_incarnation(request.incarnation());
+  auto begin = std::chrono::steady_clock::now();
   BATON_TRY(set_phase("activating"));
+  auto recorded = std::chrono::steady_clock::now() - begin;
   auto activated = build_->activate(request.paused(), std::chrono::nanoseconds(request.away_ns()));
   if (!activated) {
     clean_up(true);
     return activated.error();
   }
   // From here on it runs: whatever fails now is logged and not reported as a failed activation.
+  auto times = build_->activation_times();
   build_.reset();
+  shadow_seq_ = 0;
   held_ = request.paused();
   if (auto point = fault_point("warden.activate.after"); !point) spdlog::warn("{}", point.error().message());
   if (auto saved = set_phase("running"); !saved) spdlog::error("{}: {}", name_, saved.error().message());
   watch();
+  if (beside_) {
+    around_.post(id_, [this] { drop_beside(); });   // its end takes time, and the program runs
+  }
   publish();
-  return snapshot();
+  pb::WorkloadProcess answer = snapshot();
+  auto& phases = *answer.mutable_activation();
+  phases.set_finish_us(us(times.finish));
+  phases.set_release_us(us(times.release));
+  phases.set_record_us(us(recorded));
+  return answer;
+}
+
+// ------------------------------------------------------------------ shadows
+
+backend::BuildTarget Workload::build_target(const pb::BuildRequest& request, const std::string& cgroup) const {
+  backend::BuildTarget target;
+  target.spec = record_.spec();
+  target.cgroup = cgroup;
+  target.log_path = record_.log_path();
+  target.exit_path = record_.exit_path();
+  target.away = std::chrono::nanoseconds(request.away_ns());
+  target.shadow = request.seq() != 0;
+  return target;
+}
+
+template <typename Runs>
+Result<void> Workload::fill_runs(backend::Build& build, const Runs& runs) {
+  for (const auto& run : runs) {
+    std::uint64_t bytes = run.count() * kPage;
+    std::uint64_t size = around_.fill_buffer.size();
+    if (run.count() == 0 || run.offset() > size || bytes > size - run.offset() ||
+        run.first_page() > (UINT64_MAX / kPage) - run.count()) {
+      return make_error(Code::kInvalid, "fill", name_ + ": pages outside the fill buffer");
+    }
+    BATON_TRY(build.fill(run.object(), run.first_page(), around_.fill_buffer.subspan(run.offset(), bytes)));
+  }
+  return {};
+}
+
+// A second build, in a cgroup of its own, while the first stays whole where it stands.
+Result<void> Workload::build_beside(const pb::BuildRequest& request) {
+  if (!build_ || shadow_seq_ == 0 || request.seq() == 0) {
+    return make_error(Code::kNotFound, "build", name_ + ": there is no shadow here beside which another could be built");
+  }
+  drop_beside();
+  BATON_ASSIGN(backend::Backend * backend, find_backend(record_.backend(), ""));
+  Cgroup other = around_.cgroups.child(name_ + std::string(kBesideSuffix));
+  beside_cgroup_ = record_.cgroup() == other.path() ? around_.cgroups.child(name_) : other;
+  auto done = [&]() -> Result<void> {
+    BATON_TRY(beside_cgroup_.make());
+    BATON_TRY(fault_point("warden.shadow.beside"));
+    BATON_ASSIGN(beside_, backend->build(request.manifest(), build_target(request, beside_cgroup_.path())));
+    return {};
+  }();
+  if (!done) drop_beside();
+  return done;
+}
+
+void Workload::drop_beside() {
+  beside_.reset();
+  if (beside_cgroup_.path().empty() || beside_cgroup_.path() == record_.cgroup()) return;
+  remove_cgroup(beside_cgroup_);
+  beside_cgroup_ = Cgroup();
+}
+
+Result<void> Workload::shadow(const pb::ShadowRequest& request, pb::ShadowResponse& response) {
+  if (!build_ || shadow_seq_ == 0) return make_error(Code::kNotFound, "shadow", "there is no shadow of " + name_ + " on this node");
+  switch (request.step()) {
+    case pb::SHADOW_STEP_APPLY: return apply_shadow(request, response);
+    case pb::SHADOW_STEP_REPLACE: return replace_shadow(request);
+    case pb::SHADOW_STEP_DROP: drop_beside(); return {};
+    default: return make_error(Code::kInvalid, "shadow", "an unknown step");
+  }
+}
+
+// Whatever fails once something has been changed leaves nothing of the shadow.
+Result<void> Workload::apply_shadow(const pb::ShadowRequest& request, pb::ShadowResponse& response) {
+  if (request.has_manifest() == (applying_seq_ != 0)) {
+    return make_error(Code::kConflict, "apply", name_ + (applying_seq_ != 0 ? ": another checkpoint is on its way" : ": no checkpoint is on its way"));
+  }
+  if (request.seq() == 0 || (applying_seq_ != 0 && request.seq() != applying_seq_)) return make_error(Code::kInvalid, "apply", name_ + ": not of one checkpoint");
+  auto begin = std::chrono::steady_clock::now();
+  auto failed = [&](Error error) -> Result<void> {
+    spdlog::warn("{}: its shadow is discarded: {}", name_, error.message());
+    clean_up(true);
+    return error;
+  };
+  if (request.has_manifest()) {
+    if (auto point = fault_point("warden.shadow.apply"); !point) return failed(point.error());
+    std::vector<backend::PageRange> dropped;
+    for (const auto& range : request.dropped()) dropped.push_back({range.object(), range.first_page(), range.count()});
+    auto followed = build_->apply(request.manifest(), dropped);
+    if (!followed && followed.error().code == Code::kConflict) {
+      response.set_rebuild(true);
+      response.set_reason(followed.error().message());
+      return {};
+    }
+    if (!followed) return failed(followed.error());
+    applying_seq_ = request.seq();
+    for (const auto& range : followed->again) {
+      auto& again = *response.add_again();
+      again.set_object(range.object);
+      again.set_first_page(range.first_page);
+      again.set_count(range.count);
+    }
+    response.set_clock_ahead_ns(followed->clock_ahead.count());
+  }
+  auto structured = std::chrono::steady_clock::now();
+  if (auto filled = fill_runs(*build_, request.runs()); !filled) return failed(filled.error());
+  if (auto point = fault_point("warden.shadow.filled"); !point) return failed(point.error());
+  response.set_structure_us(us(structured - begin));
+  response.set_pages_us(us(std::chrono::steady_clock::now() - structured));
+  if (request.last() && response.again().empty()) {
+    shadow_seq_ = applying_seq_;
+    applying_seq_ = 0;
+  }
+  return {};
+}
+
+Result<void> Workload::replace_shadow(const pb::ShadowRequest& request) {
+  if (!beside_ || request.seq() == 0) return make_error(Code::kNotFound, "replace", "nothing was built beside the shadow of " + name_);
+  BATON_TRY(fault_point("warden.shadow.replace"));
+  Cgroup old = cgroup_;
+  build_ = std::move(beside_);
+  cgroup_ = std::exchange(beside_cgroup_, Cgroup());
+  shadow_seq_ = request.seq();
+  applying_seq_ = 0;
+  record_.set_cgroup(cgroup_.path());
+  auto done = adopt(build_->root(), build_->keeper());
+  if (done) done = around_.records->save(record_);
+  remove_cgroup(old);
+  if (!done) clean_up(true);
+  return done;
 }
 
 }  // namespace baton::warden

@@ -1,5 +1,6 @@
 // The real warden over the linux backend, end to end on one machine: a program counts,
 // is captured, stopped, built again from what was captured, and counts on.
+#include <algorithm>
 #include <csignal>
 #include <cstring>
 #include <map>
@@ -37,11 +38,12 @@ class LinuxWarden : public ::testing::Test {
       }
     }
   }
-  Result<void> fill(const std::string& name, const Memory& memory) {
+  Result<void> fill(const std::string& name, const Memory& memory, bool beside = false) {
     for (auto it = memory.begin(); it != memory.end();) {
       BATON_ASSIGN(FillSpace space, client->fill_space(256 * 4096));
       pb::FillRequest request;
       request.set_workload(name);
+      request.set_beside(beside);
       for (std::uint64_t slot = 0; slot < 256 && it != memory.end(); ++slot, ++it) {
         std::memcpy(space.bytes().data() + slot * 4096, it->second.data(), 4096);
         auto* run = request.add_runs();
@@ -223,6 +225,178 @@ TEST_F(LinuxWarden, RunningProgram_ProtectedCapturedReleased_CountsOn) {
   std::uint64_t reached = printed();
   EXPECT_TRUE(eventually([&] { return printed() > reached + 5; }));
   EXPECT_EQ(baton::read_file(output)->find("FAILED"), std::string::npos);
+}
+
+// A second copy of a counter, which stands by under a name of its own.
+class LinuxShadow : public LinuxWarden {
+ protected:
+  void SetUp() override {
+    LinuxWarden::SetUp();
+    if (!client) return;
+    ASSERT_TRUE(client->run(spec_of("counter", {COUNTER, "2000"}, {"PATH=/usr/bin:/bin"})));
+    ASSERT_TRUE(eventually([&] { return last_count(log_of("counter")) > 3; }));
+    checkpoint();
+  }
+  // Takes one of the running program; `changed`: what differs from the one before.
+  void checkpoint(bool keep_frozen = false) {
+    pb::CaptureRequest capture;
+    capture.set_workload("counter");
+    capture.set_keep_frozen(keep_frozen);
+    Memory before = memory;
+    auto captured = client->capture(capture);
+    ASSERT_TRUE(captured) << captured.error().message();
+    apply(captured->info, captured->pages, memory);
+    manifest = captured->info.manifest();
+    changed.clear();
+    for (const auto& [place, page] : memory) {
+      auto was = before.find(place);
+      if (was == before.end() || was->second != page) changed.emplace(place, page);
+    }
+  }
+  Result<void> build(std::uint64_t seq, bool beside = false) {
+    pb::BuildRequest request;
+    request.set_workload("copy");
+    *request.mutable_manifest() = manifest;
+    *request.mutable_spec() = spec_of("copy", {COUNTER, "2000"});
+    request.set_seq(seq);
+    request.set_beside(beside);
+    request.set_away_ns(50'000'000);
+    BATON_TRY(client->build(request));
+    return fill("copy", memory, beside);
+  }
+  Result<pb::ShadowResponse> follow(std::uint64_t seq) {
+    BATON_ASSIGN(FillSpace space, client->fill_space(std::max<std::size_t>(1, changed.size()) * 4096));
+    pb::ShadowRequest request;
+    request.set_workload("copy");
+    request.set_step(pb::SHADOW_STEP_APPLY);
+    request.set_seq(seq);
+    *request.mutable_manifest() = manifest;
+    std::uint64_t slot = 0;
+    for (const auto& [place, page] : changed) {
+      std::memcpy(space.bytes().data() + slot * 4096, page.data(), 4096);
+      auto* run = request.add_runs();
+      run->set_object(place.first);
+      run->set_first_page(place.second);
+      run->set_count(1);
+      run->set_offset(space.offset() + slot++ * 4096);
+    }
+    request.set_last(true);
+    return client->shadow(request);
+  }
+  pb::WorkloadProcess listed(const std::string& name) {
+    auto all = client->list();
+    if (all) {
+      for (const auto& one : *all) {
+        if (one.workload() == name) return one;
+      }
+    }
+    return {};
+  }
+
+  Memory memory, changed;
+  pb::Manifest manifest;
+};
+
+TEST_F(LinuxShadow, Followed_ActivatedOnlyAtItsCheckpoint_CountsOn) {
+  auto built = build(1);
+  ASSERT_TRUE(built) << built.error().message();
+  EXPECT_EQ(listed("copy").shadow_seq(), 1u);
+  for (std::uint64_t seq = 2; seq <= 5; ++seq) {
+    std::uint64_t reached = last_count(log_of("counter"));
+    ASSERT_TRUE(eventually([&] { return last_count(log_of("counter")) > reached + 3; }));
+    checkpoint(seq == 5);
+    auto followed = follow(seq);
+    ASSERT_TRUE(followed) << followed.error().message();
+    EXPECT_FALSE(followed->rebuild()) << followed->reason();
+    EXPECT_EQ(listed("copy").shadow_seq(), seq);
+  }
+  EXPECT_EQ(log_of("copy"), "") << "it must not run";
+  std::uint64_t reached = last_count(log_of("counter"));
+  stop("counter");
+  pb::ActivateRequest activate;
+  activate.set_workload("copy");
+  activate.set_seq(4);
+  auto wrong = client->activate(activate);
+  ASSERT_FALSE(wrong);
+  EXPECT_EQ(wrong.error().code, Code::kConflict);
+  activate.set_seq(5);
+  auto runs = client->activate(activate);
+  ASSERT_TRUE(runs) << runs.error().message();
+  ASSERT_TRUE(eventually([&] { return last_count(log_of("copy")) > reached + 20; })) << log_of("copy");
+  std::uint64_t first = std::strtoull(log_of("copy").c_str() + 6, nullptr, 10);
+  EXPECT_LE(first, reached + 2);
+  EXPECT_GE(first + 2, reached);
+  ASSERT_TRUE(client->signal("copy", SIGUSR1));
+  EXPECT_TRUE(eventually([&] { return log_of("copy").find("\nok") != std::string::npos; })) << log_of("copy");
+  stop("copy");
+}
+
+TEST_F(LinuxShadow, BuiltBeside_TheOldOneStandsUntilItIsReplaced) {
+  ASSERT_TRUE(build(1));
+  const pid_t old = static_cast<pid_t>(listed("copy").pid());
+  checkpoint();
+  auto beside = build(2, true);
+  ASSERT_TRUE(beside) << beside.error().message();
+  EXPECT_EQ(listed("copy").shadow_seq(), 1u);
+  EXPECT_TRUE(alive(old));
+  pb::ShadowRequest replace;
+  replace.set_workload("copy");
+  replace.set_step(pb::SHADOW_STEP_REPLACE);
+  replace.set_seq(2);
+  auto replaced = client->shadow(replace);
+  ASSERT_TRUE(replaced) << replaced.error().message();
+  EXPECT_EQ(listed("copy").shadow_seq(), 2u);
+  EXPECT_TRUE(eventually([&] { return !alive(old); }));
+  stop("counter");
+  pb::ActivateRequest activate;
+  activate.set_workload("copy");
+  activate.set_seq(2);
+  auto runs = client->activate(activate);
+  ASSERT_TRUE(runs) << runs.error().message();
+  EXPECT_TRUE(eventually([&] { return last_count(log_of("copy")) > 3; }));
+  stop("copy");
+}
+
+TEST_F(LinuxShadow, ApplyFailsHalfWay_NothingIsLeftOfIt) {
+  ASSERT_TRUE(build(1));
+  const pid_t shadow = static_cast<pid_t>(listed("copy").pid());
+  checkpoint();
+  warden.arm("warden.shadow.filled=error");
+  EXPECT_FALSE(follow(2));
+  warden.arm("");
+  EXPECT_FALSE(alive(shadow));
+  EXPECT_EQ(listed("copy").workload(), "");
+  ASSERT_TRUE(build(2)) << "the name is free again";
+  EXPECT_EQ(listed("copy").shadow_seq(), 2u);
+  std::uint64_t reached = last_count(log_of("counter"));
+  EXPECT_TRUE(eventually([&] { return last_count(log_of("counter")) > reached + 5; }));
+  stop("copy");
+  stop("counter");
+}
+
+TEST_F(LinuxShadow, WardenKilledInTheMiddle_TheShadowDiesAndTheProgramRunsOn) {
+  for (const char* point : {"warden.shadow.apply", "warden.shadow.filled", "warden.activate.before"}) {
+    auto built = build(1);
+    ASSERT_TRUE(built) << point << ": " << built.error().message();
+    const pid_t shadow = static_cast<pid_t>(listed("copy").pid());
+    ASSERT_TRUE(alive(shadow));
+    warden.arm(std::string(point) + "=kill");
+    pb::ActivateRequest activate;
+    activate.set_workload("copy");
+    if (std::string(point) == "warden.activate.before") EXPECT_FALSE(client->activate(activate));
+    else EXPECT_FALSE(follow(2)) << point;
+    warden.wait();
+    EXPECT_TRUE(eventually([&] { return !alive(shadow); })) << point;
+    warden.arm("");
+    warden.start();
+    client = warden.connect();
+    EXPECT_EQ(listed("copy").workload(), "") << point;
+    std::uint64_t reached = last_count(log_of("counter"));
+    EXPECT_TRUE(eventually([&] { return last_count(log_of("counter")) > reached + 5; })) << point;
+    memory.clear();   // its tracking begins anew
+    checkpoint();
+  }
+  stop("counter");
 }
 
 }  // namespace

@@ -176,7 +176,6 @@ Result<void> finish_process(Construction& c, BuiltProcess& process) {
     BATON_TRY(register_sequences(puppet, state.threads(i)));
   }
   BATON_TRY(lock_memory(process));
-  BATON_TRY(leader.checked("close_range", subject(process), SYS_close_range, {static_cast<std::uint64_t>(c.first_number), ~0u, 0}));
   BATON_TRY(set_timers(c, process));
   for (int i = 0; i < state.threads_size(); ++i) {
     const auto& thread = state.threads(i);

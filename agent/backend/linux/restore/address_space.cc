@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -206,11 +207,14 @@ class Mapper {
   int mode_ = 0;
 };
 
-Result<void> set_layout(BuiltProcess& process) {
+Result<void> set_layout(BuiltProcess& process, bool with_exe) {
   const auto& layout = process.state->layout();
   Puppet& puppet = process.leader();
-  BATON_ASSIGN(std::uint64_t path, puppet.put(layout.exe()));
-  BATON_ASSIGN(std::uint64_t exe, puppet.checked("open", layout.exe(), SYS_openat, {static_cast<std::uint64_t>(AT_FDCWD), path, O_RDONLY | O_CLOEXEC, 0}));
+  std::uint64_t exe = ~0ull;
+  if (with_exe) {
+    BATON_ASSIGN(std::uint64_t path, puppet.put(layout.exe()));
+    BATON_ASSIGN(exe, puppet.checked("open", layout.exe(), SYS_openat, {static_cast<std::uint64_t>(AT_FDCWD), path, O_RDONLY | O_CLOEXEC, 0}));
+  }
   prctl_mm_map map{};
   map.start_code = layout.start_code();
   map.end_code = layout.end_code();
@@ -229,8 +233,68 @@ Result<void> set_layout(BuiltProcess& process) {
   map.exe_fd = static_cast<std::uint32_t>(exe);
   BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&map, 1))));
   BATON_TRY(puppet.checked("PR_SET_MM_MAP", subject(process), SYS_prctl, {PR_SET_MM, PR_SET_MM_MAP, at, sizeof map, 0}));
-  BATON_TRY(puppet.call(SYS_close, {exe}));
+  if (with_exe) BATON_TRY(puppet.call(SYS_close, {exe}));
   return {};
+}
+
+bool is_fixed(const pb::Mapping& m) {
+  return m.kind() != pb::MAPPING_ANONYMOUS && m.kind() != pb::MAPPING_FILE_PRIVATE && m.kind() != pb::MAPPING_FILE_SHARED && m.kind() != pb::MAPPING_SHARED;
+}
+
+unsigned advice_of(const pb::Mapping& m) {
+  unsigned set = 0;
+  for (const auto& flag : m.vm_flags()) {
+    for (std::size_t i = 0; i < std::size(kAdvice); ++i) {
+      if (flag == kAdvice[i].flag) set |= 1u << i;
+    }
+  }
+  return set;
+}
+
+std::string_view given_name(const pb::Mapping& m) {
+  std::string_view name = m.name();
+  return name.rfind("[anon:", 0) == 0 ? name : std::string_view();
+}
+
+// Whether the memory at `at` is of the same nature in both, protection apart.
+bool same_nature(const pb::Mapping& a, const pb::Mapping& b, std::uint64_t at) {
+  if (a.kind() != b.kind() || a.flags() != b.flags() || given_name(a) != given_name(b) || advice_of(a) != advice_of(b)) return false;
+  if (a.kind() == pb::MAPPING_ANONYMOUS) return true;
+  return a.object() == b.object() && a.path() == b.path() && a.file_mode() == b.file_mode() &&
+         a.offset() + (at - a.start()) == b.offset() + (at - b.start());
+}
+
+using Mappings = google::protobuf::RepeatedPtrField<pb::Mapping>;
+
+// Calls use(from, to, old, now) for every stretch in which neither list changes; null: nothing there.
+template <typename Use>
+void for_stretches(const Mappings& old, const Mappings& now, Use use) {
+  int i = 0, j = 0;
+  std::uint64_t at = 0;
+  while (i < old.size() || j < now.size()) {
+    const pb::Mapping* a = i < old.size() ? &old.Get(i) : nullptr;
+    const pb::Mapping* b = j < now.size() ? &now.Get(j) : nullptr;
+    if (a != nullptr && at >= a->end()) { ++i; continue; }
+    if (b != nullptr && at >= b->end()) { ++j; continue; }
+    std::uint64_t next = ~0ull;
+    for (const pb::Mapping* m : {a, b}) {
+      if (m != nullptr) next = std::min(next, at < m->start() ? m->start() : m->end());
+    }
+    const pb::Mapping* was = a != nullptr && a->start() <= at ? a : nullptr;
+    const pb::Mapping* is = b != nullptr && b->start() <= at ? b : nullptr;
+    if (was != nullptr || is != nullptr) use(at, next, was, is);
+    at = next;
+  }
+}
+
+struct Stretch {
+  std::uint64_t start = 0, end = 0;
+  const pb::Mapping* now = nullptr;
+};
+
+void extend(std::vector<Stretch>& list, std::uint64_t from, std::uint64_t to, const pb::Mapping* now) {
+  if (!list.empty() && list.back().end == from && list.back().now == now) list.back().end = to;
+  else list.push_back({from, to, now});
 }
 
 }  // namespace
@@ -248,7 +312,113 @@ Result<void> build_address_space(Construction& c, BuiltProcess& process) {
   Mapper mapper(c, process);
   for (const auto& m : process.state->mappings()) BATON_TRY(mapper.add(m));
   BATON_TRY(mapper.finish());
-  return set_layout(process);
+  BATON_TRY(set_layout(process, true));
+  // The template's descriptors, which every process inherits.
+  BATON_TRY(puppet.checked("close_range", subject(process), SYS_close_range, {static_cast<std::uint64_t>(c.first_number), ~0u, 0}));
+  return {};
+}
+
+Result<void> check_address_space_follows(const Construction& c, const pb::ProcessState& old, const pb::ProcessState& now) {
+  std::string about = "process " + std::to_string(now.pid());
+  if (old.layout().exe() != now.layout().exe()) return make_error(Code::kConflict, "apply", about + " has executed another program");
+  bool fixed = true, area = true;
+  for_stretches(old.mappings(), now.mappings(), [&](std::uint64_t from, std::uint64_t, const pb::Mapping* was, const pb::Mapping* is) {
+    bool either = (was != nullptr && is_fixed(*was)) || (is != nullptr && is_fixed(*is));
+    if (either) fixed = fixed && was != nullptr && is != nullptr && was->kind() == is->kind() && was->start() == is->start() && was->end() == is->end();
+    (void)from;
+  });
+  for (const auto& m : now.mappings()) area = area && (m.end() <= c.area || m.start() >= c.area + 3 * kAreaBytes);
+  if (!fixed) return make_error(Code::kConflict, "apply", about + ": its vdso has moved");
+  if (!area) return make_error(Code::kConflict, "apply", about + ": it has mapped where the driver is");
+  return {};
+}
+
+// A mapping of the program that has become several here (the kernel joins only what has no
+// history of its own) is made anew in one piece: mremap(2) fails on more than one.
+static Result<void> make_whole(Construction& c, BuiltProcess& process, std::vector<backend::PageRange>& remade) {
+  BATON_ASSIGN(auto regions, regions_of(process.leader().pid()));
+  std::vector<PuppetRecord> unmapping;
+  std::vector<const pb::Mapping*> split;
+  auto region = regions.begin();
+  for (const auto& m : process.state->mappings()) {
+    if (is_fixed(m)) continue;
+    while (region != regions.end() && region->end <= m.start()) ++region;
+    if (region != regions.end() && region->start <= m.start() && region->end >= m.end()) continue;
+    split.push_back(&m);
+    unmapping.push_back(record(SYS_munmap, {m.start(), m.end() - m.start()}));
+  }
+  if (split.empty()) return {};
+  BATON_TRY(run(process.leader(), unmapping, "unmap", subject(process)));
+  Mapper mapper(c, process);
+  for (const auto* m : split) {
+    if (m->kind() == pb::MAPPING_SHARED) {
+      auto found = c.objects.find(m->object());
+      if (found == c.objects.end()) return make_error(Code::kCorrupt, "apply", subject(process) + ": a mapping of an unknown memory object");
+      BATON_TRY(bring_descriptor(c, process.leader(), found->second.number, found->second.number, true));
+    } else if (m->kind() != pb::MAPPING_FILE_SHARED) {
+      remade.push_back({process.state->memory_object(), m->start() / backend::kPageBytes, (m->end() - m->start()) / backend::kPageBytes});
+    }
+    BATON_TRY(mapper.add(*m));
+  }
+  BATON_TRY(mapper.finish());
+  BATON_TRY(process.leader().checked("close_range", subject(process), SYS_close_range, {static_cast<std::uint64_t>(c.first_number), ~0u, 0}));
+  return {};
+}
+
+Result<void> follow_address_space(Construction& c, BuiltProcess& process, const pb::ProcessState& old, std::vector<backend::PageRange>& remade) {
+  std::vector<Stretch> gone, made, protect;
+  const std::uint64_t object = process.state->memory_object();
+  for_stretches(old.mappings(), process.state->mappings(), [&](std::uint64_t from, std::uint64_t to, const pb::Mapping* was, const pb::Mapping* is) {
+    if (is == nullptr) return extend(gone, from, to, nullptr);
+    if (was == nullptr) return extend(made, from, to, is);
+    if (is_fixed(*is)) return;
+    if (!same_nature(*was, *is, from)) {
+      extend(gone, from, to, nullptr);
+      extend(made, from, to, is);
+      if (is->kind() == pb::MAPPING_ANONYMOUS || is->kind() == pb::MAPPING_FILE_PRIVATE) {
+        remade.push_back({object, from / backend::kPageBytes, (to - from) / backend::kPageBytes});
+      }
+    } else if (was->prot() != is->prot()) {
+      extend(protect, from, to, is);
+    }
+  });
+  bool layout = old.layout().SerializeAsString() != process.state->layout().SerializeAsString();
+  if (gone.empty() && made.empty() && protect.empty() && !layout) return {};
+  Puppet& puppet = process.leader();
+  std::vector<PuppetRecord> calls;
+  for (const auto& s : gone) calls.push_back(record(SYS_munmap, {s.start, s.end - s.start}));
+  for (const auto& s : protect) calls.push_back(record(SYS_mprotect, {s.start, s.end - s.start, s.now->prot()}));
+  BATON_TRY(run(puppet, calls, "unmap or protect", subject(process)));
+  bool brought = false;
+  for (const auto& s : made) {
+    if (s.now->kind() != pb::MAPPING_SHARED) continue;
+    auto found = c.objects.find(s.now->object());
+    if (found == c.objects.end()) return make_error(Code::kCorrupt, "apply", subject(process) + ": a mapping of an unknown memory object");
+    BATON_TRY(bring_descriptor(c, puppet, found->second.number, found->second.number, true));
+    brought = true;
+  }
+  Mapper mapper(c, process);
+  for (const auto& s : made) {
+    pb::Mapping part = *s.now;
+    part.set_offset(part.offset() + (s.start - part.start()));
+    part.set_start(s.start);
+    part.set_end(s.end);
+    BATON_TRY(mapper.add(part));
+  }
+  BATON_TRY(mapper.finish());
+  BATON_TRY(make_whole(c, process, remade));
+  if (brought) BATON_TRY(puppet.checked("close_range", subject(process), SYS_close_range, {static_cast<std::uint64_t>(c.first_number), ~0u, 0}));
+  if (layout) BATON_TRY(set_layout(process, false));
+  return {};
+}
+
+Result<void> drop_private(BuiltProcess& process, std::span<const backend::PageRange> pages) {
+  std::vector<PuppetRecord> calls;
+  for (const auto& range : pages) {
+    calls.push_back(record(SYS_madvise, {range.first_page * backend::kPageBytes, range.count * backend::kPageBytes, MADV_DONTNEED}, kMayFail));   // unmapped since: gone anyway
+    if (calls.size() == kMaxBatch) BATON_TRY(run(process.leader(), calls, "drop pages", subject(process)));
+  }
+  return calls.empty() ? Result<void>() : run(process.leader(), calls, "drop pages", subject(process));
 }
 
 Result<void> fill_private(Construction& c, BuiltProcess& process, std::uint64_t first_page, std::span<const std::byte> pages) {

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,6 +13,8 @@
 #include <cstring>
 #include <optional>
 #include <set>
+#include <thread>
+#include <utility>
 
 #include "agent/backend/linux/restore/construction.h"
 #include "agent/backend/linux/state/machine.h"
@@ -22,6 +25,9 @@ namespace {
 
 constexpr std::uint64_t kAreaSearchStart = 0x10000000000, kAreaSearchStep = 2u << 20, kAreaSearchEnd = 0x7f0000000000;
 constexpr int kMaxNumber = 1 << 20;
+constexpr int kShadowNumbers = 1024;      // descriptors that a program may open while a shadow follows it
+constexpr int kShadowMakerPid = 30'000;
+constexpr std::chrono::milliseconds kMaxClockWait{50};
 
 // An address that is free in every process, with room behind it for a vdso on its way.
 Result<std::uint64_t> find_area(const pb::LinuxState& state) {
@@ -66,14 +72,14 @@ std::int64_t own_offset(const char* clock) {
   return seconds * 1'000'000'000 + rest;
 }
 
-// A PID that nobody in the checkpoint has or remembers.
-int spare_pid(const pb::LinuxState& state) {
+// A PID that nobody in the checkpoint has or remembers; for a shadow one that is not next.
+int spare_pid(const pb::LinuxState& state, bool shadow) {
   std::set<int> taken{1};
   for (const auto& p : state.processes()) {
     taken.insert({p.pid(), p.pgid(), p.sid()});
     for (const auto& thread : p.threads()) taken.insert(thread.tid());
   }
-  int pid = 2;
+  int pid = shadow ? kShadowMakerPid : 2;
   while (taken.count(pid) != 0) ++pid;
   return pid;
 }
@@ -87,6 +93,7 @@ class LinuxBuild final : public backend::Build {
  public:
   LinuxBuild(const pb::Manifest& manifest, const backend::BuildTarget& target) : manifest_(manifest), target_(target) {
     c_.manifest = &manifest_;
+    c_.shadow = target.shadow;
   }
 
   ~LinuxBuild() override {
@@ -108,7 +115,7 @@ class LinuxBuild final : public backend::Build {
       for (const auto& d : p.descriptors()) highest = std::max(highest, d.number());
       if (!p.zombie()) c_.private_owner[p.memory_object()] = p.pid();
     }
-    c_.first_number = c_.next_number = highest + 1;
+    c_.first_number = c_.next_number = highest + 1 + (c_.shadow ? kShadowNumbers : 0);
     BATON_TRY(start_keeper());
     BATON_TRY(open_files(c_));
     BATON_TRY(make_processes(c_));
@@ -137,18 +144,66 @@ class LinuxBuild final : public backend::Build {
     return pwrite_all(shared->second.ours.get(), pages.first(std::min<std::uint64_t>(pages.size(), size - at)), static_cast<off_t>(at));
   }
 
+  Result<backend::Followed> apply(const pb::Manifest& next, std::span<const backend::PageRange> dropped) override {
+    pb::LinuxState state;
+    if (!state.ParseFromString(next.state())) return make_error(Code::kCorrupt, "apply", "the manifest's process state cannot be read");
+    if (broken_) return make_error(Code::kFailed, "apply", "an earlier one failed half-way");
+    if (auto carried = check(next, state); !carried) return make_error(Code::kConflict, "apply", carried.error().message());
+    BATON_TRY(check_follows(c_, next, state));
+    broken_ = true;
+    pb::LinuxState old = std::move(c_.state);
+    c_.state = std::move(state);
+    manifest_ = next;
+    manifest_.clear_state();
+    std::map<int, const pb::ProcessState*> before;
+    for (const auto& process : old.processes()) before[process.pid()] = &process;
+    for (const auto& process : c_.state.processes()) {
+      auto found = c_.processes.find(process.pid());
+      if (found == c_.processes.end()) return make_error(Code::kFailed, "apply", "process " + std::to_string(process.pid()) + " was not built");
+      found->second.state = &process;
+    }
+    backend::Followed followed;
+    BATON_TRY(follow_files(c_, old));
+    for (auto& [pid, process] : c_.processes) {
+      if (process.threads.empty()) continue;
+      BATON_TRY(follow_threads(process, *before[pid]));
+      BATON_TRY(follow_address_space(c_, process, *before[pid], followed.again));
+      BATON_TRY(follow_attributes(c_, process, *before[pid]));
+    }
+    BATON_TRY(forget_objects());
+    BATON_TRY(drop(dropped));
+    followed.clock_ahead = -clock_difference();
+    broken_ = false;
+    return followed;
+  }
+
+  std::chrono::nanoseconds clock_behind() const override { return std::max(std::chrono::nanoseconds(0), clock_difference()); }
+  backend::ActivationTimes activation_times() const override { return times_; }
+
   Result<void> activate(bool paused, std::chrono::nanoseconds) override {
+    auto begin = std::chrono::steady_clock::now();
+    if (broken_) return make_error(Code::kFailed, "activate", "an apply failed half-way");
+    if (auto behind = clock_behind(); behind > kMaxClockWait) {
+      return make_error(Code::kConflict, "activate", "its clocks are " + std::to_string(behind.count() / 1000) + " us behind the program's");
+    } else if (behind.count() > 0) {
+      std::this_thread::sleep_for(behind);   // they never run backwards
+    }
+    if (std::exchange(c_.shadow, false)) BATON_TRY(open_late_files(c_));
     BATON_TRY(seal());
-    BATON_TRY(c_.maker().end(0));
-    c_.template_process.clear();
+    // What it holds open must not keep pipes and sockets alive; it ends once the program runs.
+    BATON_TRY(c_.maker().checked("close_range", "template process", SYS_close_range, {0, ~0u, 0}));
     for (auto& [pid, process] : c_.processes) {
       if (!process.threads.empty()) BATON_TRY(finish_process(c_, process));
     }
+    times_.finish = std::chrono::steady_clock::now() - begin;
     BATON_TRY(keeper_->watch(root_pid(c_.state)));
     watched_ = true;
     if (paused) BATON_TRY(freeze());
     for (auto& [pid, process] : c_.processes) BATON_TRY(release_process(process));
     activated_ = true;
+    times_.release = std::chrono::steady_clock::now() - begin - times_.finish;
+    (void)c_.maker().end_killed();
+    c_.template_process.clear();
     return {};
   }
 
@@ -171,9 +226,9 @@ class LinuxBuild final : public backend::Build {
     settings.cgroup = target_.cgroup;
     BATON_ASSIGN(KeeperClient keeper, KeeperClient::start(settings));
     keeper_.emplace(std::move(keeper));
-    int pid = spare_pid(c_.state);
+    int pid = spare_pid(c_.state, c_.shadow);
     BATON_ASSIGN(pid_t here, keeper_->spawn(pid, c_.area, kAreaBytes));
-    int needed = c_.first_number + 64 + 2 * c_.state.open_files_size() + 4 * c_.state.pipes_size() + 2 * c_.state.unix_pairs_size() + manifest_.objects_size();
+    int needed = c_.first_number + 64 + 2 * c_.state.open_files_size() + 4 * c_.state.pipes_size() + 2 * c_.state.unix_pairs_size() + manifest_.objects_size() + (c_.shadow ? kShadowNumbers : 0);
     if (needed > kMaxNumber) return make_error(Code::kUnsupported, "build", "too many descriptors");
     rlimit now_limit{};
     ::prlimit(here, RLIMIT_NOFILE, nullptr, &now_limit);
@@ -181,6 +236,48 @@ class LinuxBuild final : public backend::Build {
     if (::prlimit(here, RLIMIT_NOFILE, &files, nullptr) != 0) return errno_error("raise the limit of open files", std::to_string(needed));
     BATON_ASSIGN(Puppet maker, Puppet::seize(here, pid, c_.area, c_.group));
     c_.template_process.push_back(std::move(maker));
+    return {};
+  }
+
+  // The program's monotonic clock at the freeze minus the one that what was built has now.
+  std::chrono::nanoseconds clock_difference() const {
+    return std::chrono::nanoseconds(static_cast<std::int64_t>(c_.state.monotonic_ns()) - (read_clock(CLOCK_MONOTONIC).count() + c_.monotonic_shift_ns));
+  }
+
+  // Objects that nobody has any more; their mappings are gone.
+  Result<void> forget_objects() {
+    std::set<std::uint64_t> listed;
+    for (const auto& object : manifest_.objects()) listed.insert(object.id());
+    for (auto it = c_.objects.begin(); it != c_.objects.end();) {
+      if (listed.count(it->first) != 0) {
+        ++it;
+        continue;
+      }
+      BATON_TRY(c_.maker().call(SYS_close, {static_cast<std::uint64_t>(it->second.number)}));
+      forget_number(c_, it->second.number);
+      it = c_.objects.erase(it);
+    }
+    return {};
+  }
+
+  Result<void> drop(std::span<const backend::PageRange> ranges) {
+    std::map<int, std::vector<backend::PageRange>> of_process;
+    for (const auto& range : ranges) {
+      if (auto owner = c_.private_owner.find(range.object); owner != c_.private_owner.end()) {
+        of_process[owner->second].push_back(range);
+        continue;
+      }
+      auto shared = c_.objects.find(range.object);
+      if (shared == c_.objects.end()) continue;   // gone as a whole
+      if (::fallocate(shared->second.ours.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(range.first_page * backend::kPageBytes),
+                      static_cast<off_t>(range.count * backend::kPageBytes)) != 0) {
+        return errno_error("drop pages", "memory object " + std::to_string(range.object));
+      }
+    }
+    for (auto& [pid, pages] : of_process) {
+      auto& process = c_.processes.at(pid);
+      if (!process.threads.empty()) BATON_TRY(drop_private(process, pages));
+    }
     return {};
   }
 
@@ -208,8 +305,10 @@ class LinuxBuild final : public backend::Build {
   Construction c_;
   std::optional<KeeperClient> keeper_;
   pid_t root_ = 0;
+  backend::ActivationTimes times_;
   bool watched_ = false;
   bool activated_ = false;
+  bool broken_ = false;   // an apply failed half-way
 };
 
 }  // namespace

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "agent/backend/backend.h"
@@ -13,9 +15,17 @@
 
 namespace baton::restore {
 
+struct PlacedDescriptor {
+  int made = -1;                           // the template's number for it
+  bool close_on_exec = false;
+};
+using PlacedWatch = std::tuple<int, int, std::uint32_t, std::uint64_t>;   // epoll, target, events, data
+
 struct BuiltProcess {
   const pb::ProcessState* state = nullptr;
   std::vector<Puppet> threads;             // the leader first; empty: a zombie
+  std::map<int, PlacedDescriptor> placed;  // what its descriptors are at present
+  std::set<PlacedWatch> watches;
   Puppet& leader() { return threads.front(); }
 };
 
@@ -32,10 +42,13 @@ struct Construction {
   std::uint64_t area = 0;                  // the driver's area; twice kAreaBytes above it are free too
   int first_number = 0;                    // descriptors from here on are the build's own
   int next_number = 0;
+  std::vector<int> free_numbers;           // given back since
+  bool shadow = false;                     // it stands by: see BuildTarget::shadow
+  int keeper_out = -1, keeper_err = -1;    // the template's descriptors of the keeper's pipes
   PuppetGroup group = std::make_shared<std::set<pid_t>>();
   std::vector<Puppet> template_process;    // 0 or 1: opens everything, is the ancestor of all
   std::map<std::uint64_t, SharedObject> objects;
-  std::vector<int> open_numbers;           // LinuxState.open_files index -> descriptor number
+  std::vector<int> open_numbers;           // LinuxState.open_files index -> descriptor number; -1: comes at activation
   std::map<int, BuiltProcess> processes;   // by PID inside
   std::map<std::uint64_t, int> private_owner;  // memory object -> PID inside
   Puppet& maker() { return template_process.front(); }
@@ -49,12 +62,34 @@ Result<void> make_threads(Construction& c);
 Result<void> make_objects(Construction& c);
 Result<void> open_files(Construction& c);
 Result<int> open_socket(Construction& c, const pb::OpenFile& file, std::map<std::uint32_t, std::pair<int, int>>& pairs);
+Result<void> open_some(Construction& c, const std::vector<int>& which);      // fills open_numbers
 Result<void> place_descriptors(Construction& c, BuiltProcess& process);
+Result<void> set_watches(Construction& c, BuiltProcess& process);            // until they are what the state says
+Result<void> set_record_locks(Construction& c, BuiltProcess& process);
+void forget_number(Construction& c, int number);
+bool comes_at_activation(const Construction& c, const pb::OpenFile& file);
+// The template's descriptor `made` becomes `to` in another process.
+Result<void> bring_descriptor(Construction& c, Puppet& puppet, int made, int to, bool close_on_exec);
+Result<void> set_timerfd(Construction& c, const pb::OpenFile& file, int number);
 Result<int> keep_number(Construction& c, int low, const std::string& subject);   // moves it up, out of the way
 
 // address_space.cc
 Result<void> build_address_space(Construction& c, BuiltProcess& process);
 Result<void> fill_private(Construction& c, BuiltProcess& process, std::uint64_t first_page, std::span<const std::byte> pages);
+
+// The same for what has been built from `old` already; `remade`: mappings without content now.
+Result<void> check_address_space_follows(const Construction& c, const pb::ProcessState& old, const pb::ProcessState& now);
+Result<void> follow_address_space(Construction& c, BuiltProcess& process, const pb::ProcessState& old, std::vector<backend::PageRange>& remade);
+Result<void> drop_private(BuiltProcess& process, std::span<const backend::PageRange> pages);
+
+// follow_files.cc: open files and descriptors, from those of `old` to those of c.state.
+Result<void> follow_files(Construction& c, const pb::LinuxState& old);
+Result<void> open_late_files(Construction& c);   // at activation, from a shadow
+
+// follow.cc: what else a process is.
+Result<void> check_follows(const Construction& c, const pb::Manifest& next, const pb::LinuxState& state);
+Result<void> follow_threads(BuiltProcess& process, const pb::ProcessState& old);
+Result<void> follow_attributes(Construction& c, BuiltProcess& process, const pb::ProcessState& old);
 
 // attributes.cc: what can be set before the memory is filled; activation.cc: the rest, and off.
 Result<void> set_attributes(Construction& c, BuiltProcess& process);

@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
@@ -29,8 +30,10 @@ class Opener {
  public:
   explicit Opener(Construction& c) : c_(c), maker_(c.maker()), pipes_(static_cast<std::size_t>(c.state.pipes_size()), {-1, -1}) {}
 
-  Result<void> all() {
-    for (const auto& file : c_.state.open_files()) {
+  Result<void> some(const std::vector<int>& which) {
+    c_.open_numbers.resize(static_cast<std::size_t>(c_.state.open_files_size()), -1);
+    for (int index : which) {
+      const auto& file = c_.state.open_files(index);
       auto low = open(file);
       if (!low) return std::move(low).error();
       BATON_ASSIGN(int number, keep_number(c_, *low, file.path()));
@@ -39,23 +42,19 @@ class Opener {
         BATON_TRY(maker_.checked("flock", file.path(), SYS_flock, {u(number), static_cast<std::uint64_t>(file.flock() == "w" ? 6 : 5)}));
       }
       for (const auto& lock : file.record_locks()) BATON_TRY(set_lock(maker_, number, lock, F_OFD_SETLK, file.path()));
-      c_.open_numbers.push_back(number);
+      c_.open_numbers[static_cast<std::size_t>(index)] = number;
     }
-    for (int i = 0; i < c_.state.open_files_size(); ++i) {  // once every queue is full again
+    for (int i : which) {  // once every queue is full again
       const auto& socket = c_.state.open_files(i).socket();
       if (socket.kind() != pb::SOCKET_UNIX_PAIR || socket.shutdown() == 0) continue;
       BATON_TRY(maker_.call(SYS_shutdown, {u(c_.open_numbers[static_cast<std::size_t>(i)]), socket.shutdown() == 3 ? 2ull : socket.shutdown() - 1ull}));
     }
     // Ends that nobody has: closed, as they were.
     for (auto [reader, writer] : pipes_) {
-      for (int end : {reader, writer}) {
-        if (end >= 0) BATON_TRY(maker_.call(SYS_close, {u(end)}));
-      }
+      for (int end : {reader, writer}) BATON_TRY(close_kept(end));
     }
     for (auto& [index, pair] : unix_pairs_) {
-      for (int end : {pair.first, pair.second}) {
-        if (end >= 0) BATON_TRY(maker_.call(SYS_close, {u(end)}));
-      }
+      for (int end : {pair.first, pair.second}) BATON_TRY(close_kept(end));
     }
     return {};
   }
@@ -77,6 +76,13 @@ class Opener {
   Result<int> checked(const char* what, const std::string& subject, long number, std::initializer_list<std::uint64_t> args) {
     BATON_ASSIGN(std::uint64_t value, maker_.checked(what, subject, number, args));
     return static_cast<int>(value);
+  }
+
+  Result<void> close_kept(int number) {
+    if (number < 0) return {};
+    BATON_TRY(maker_.call(SYS_close, {u(number)}));
+    forget_number(c_, number);
+    return {};
   }
 
   Result<int> open_path(const std::string& path, std::uint64_t flags) {
@@ -109,8 +115,8 @@ class Opener {
         return checked("signalfd4", "signalfd", SYS_signalfd4, {~0ull, at, 8, 0});
       }
       case pb::OPEN_FILE_SOCKET: return open_socket(c_, file, unix_pairs_);
-      case pb::OPEN_FILE_KEEPER_OUT: return checked("dup", "stdout", SYS_dup, {kKeeperOutWrite});
-      case pb::OPEN_FILE_KEEPER_ERR: return checked("dup", "stderr", SYS_dup, {kKeeperErrWrite});
+      case pb::OPEN_FILE_KEEPER_OUT: return checked("dup", "stdout", SYS_dup, {u(c_.keeper_out)});
+      case pb::OPEN_FILE_KEEPER_ERR: return checked("dup", "stderr", SYS_dup, {u(c_.keeper_err)});
       case pb::OPEN_FILE_NULL: return open_path("/dev/null", file.flags() & O_ACCMODE);
       case pb::OPEN_FILE_INOTIFY: return open_inotify(file);
       default: return refuse("an open file of unknown kind " + std::to_string(file.kind()));
@@ -193,21 +199,7 @@ class Opener {
 
   Result<int> open_timerfd(const pb::OpenFile& file) {
     BATON_ASSIGN(int low, checked("timerfd_create", "timerfd", SYS_timerfd_create, {u(file.timer_clock()), 0}));
-    bool wall = file.timer_clock() == CLOCK_REALTIME || file.timer_clock() == CLOCK_REALTIME_ALARM;
-    bool boot = file.timer_clock() == CLOCK_BOOTTIME || file.timer_clock() == CLOCK_BOOTTIME_ALARM;
-    if (file.timer_left_ns() != 0) {
-      std::uint64_t due = (wall ? c_.state.realtime_ns() : boot ? c_.state.boottime_ns() : c_.state.monotonic_ns()) + file.timer_left_ns();
-      std::int64_t value[4] = {static_cast<std::int64_t>(file.timer_interval_ns() / 1000000000), static_cast<std::int64_t>(file.timer_interval_ns() % 1000000000),
-                               static_cast<std::int64_t>(due / 1000000000), static_cast<std::int64_t>(due % 1000000000)};
-      BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(value))));
-      std::uint64_t cancel = file.timer_flags() & TFD_TIMER_CANCEL_ON_SET;
-      BATON_TRY(maker_.checked("timerfd_settime", "timerfd", SYS_timerfd_settime, {u(low), TFD_TIMER_ABSTIME | cancel, at, 0}));
-    }
-    if (file.timer_ticks() != 0) {
-      std::uint64_t ticks = file.timer_ticks();
-      BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(&ticks, 1))));
-      BATON_TRY(maker_.checked("TFD_IOC_SET_TICKS", "timerfd", SYS_ioctl, {u(low), kSetTicks, at}));
-    }
+    if (!c_.shadow) BATON_TRY(set_timerfd(c_, file, low));   // else: open_late_files
     return low;
   }
 
@@ -256,8 +248,52 @@ Result<Fd> fetch(pid_t pid, int number) {
 
 }  // namespace
 
+// A datagram that comes before its time would be taken by a program that does not run; watches
+// of files would fill up; a kind that is not known here may be as particular.
+bool comes_at_activation(const Construction& c, const pb::OpenFile& file) {
+  if (!c.shadow) return false;
+  if (file.kind() == pb::OPEN_FILE_INOTIFY) return true;
+  if (file.kind() != pb::OPEN_FILE_SOCKET) return false;
+  switch (file.socket().kind()) {
+    case pb::SOCKET_LISTENING:
+    case pb::SOCKET_RESET:
+    case pb::SOCKET_UNIX_PAIR:
+    case pb::SOCKET_UNIX_LONELY: return false;
+    case pb::SOCKET_PLAIN: return file.socket().type() != SOCK_STREAM && !file.socket().local().empty();
+    default: return true;
+  }
+}
+
+// Armed, or not, as the state says; ticks of before are gone.
+Result<void> set_timerfd(Construction& c, const pb::OpenFile& file, int number) {
+  bool wall = file.timer_clock() == CLOCK_REALTIME || file.timer_clock() == CLOCK_REALTIME_ALARM;
+  bool boot = file.timer_clock() == CLOCK_BOOTTIME || file.timer_clock() == CLOCK_BOOTTIME_ALARM;
+  if (file.timer_left_ns() != 0) {
+    std::uint64_t due = (wall ? c.state.realtime_ns() : boot ? c.state.boottime_ns() : c.state.monotonic_ns()) + file.timer_left_ns();
+    std::int64_t value[4] = {static_cast<std::int64_t>(file.timer_interval_ns() / 1000000000), static_cast<std::int64_t>(file.timer_interval_ns() % 1000000000),
+                             static_cast<std::int64_t>(due / 1000000000), static_cast<std::int64_t>(due % 1000000000)};
+    BATON_ASSIGN(std::uint64_t at, c.maker().put(std::as_bytes(std::span(value))));
+    std::uint64_t cancel = file.timer_flags() & TFD_TIMER_CANCEL_ON_SET;
+    BATON_TRY(c.maker().checked("timerfd_settime", "timerfd", SYS_timerfd_settime, {Opener::u(number), TFD_TIMER_ABSTIME | cancel, at, 0}));
+  }
+  if (file.timer_ticks() != 0) {
+    std::uint64_t ticks = file.timer_ticks();
+    BATON_ASSIGN(std::uint64_t at, c.maker().put(std::as_bytes(std::span(&ticks, 1))));
+    BATON_TRY(c.maker().checked("TFD_IOC_SET_TICKS", "timerfd", SYS_ioctl, {Opener::u(number), kSetTicks, at}));
+  }
+  return {};
+}
+
+void forget_number(Construction& c, int number) { c.free_numbers.push_back(number); }
+
 Result<int> keep_number(Construction& c, int low, const std::string& subject) {
-  int number = c.next_number++;
+  int number = c.next_number;
+  if (c.free_numbers.empty()) {
+    ++c.next_number;
+  } else {
+    number = c.free_numbers.back();
+    c.free_numbers.pop_back();
+  }
   auto u = Opener::u;
   BATON_TRY(c.maker().checked("dup3", subject, SYS_dup3, {u(low), u(number), O_CLOEXEC}));
   BATON_TRY(c.maker().call(SYS_close, {u(low)}));
@@ -271,7 +307,7 @@ Result<void> make_objects(Construction& c) {
     if (file.object() != 0) files.emplace(file.object(), &file);
   }
   for (const auto& object : c.manifest->objects()) {
-    if (object.kind() == pb::MEMORY_OBJECT_PRIVATE) continue;
+    if (object.kind() == pb::MEMORY_OBJECT_PRIVATE || c.objects.count(object.id()) != 0) continue;
     if (object.kind() == pb::MEMORY_OBJECT_SYSV) return refuse("System V shared memory");
     const pb::OpenFile* file = files.count(object.id()) != 0 ? files[object.id()] : nullptr;
     int low = -1;
@@ -309,9 +345,19 @@ Result<void> open_files(Construction& c) {
   BATON_ASSIGN(std::int64_t low, maker.call(SYS_close_range, {0, kKeeperOutWrite - 1, 0}));
   if (low < 0) return errno_error(static_cast<int>(-low), "close_range", "template process");
   BATON_TRY(maker.call(SYS_close_range, {kKeeperErrWrite + 1, static_cast<std::uint64_t>(c.first_number - 1), 0}));
+  BATON_ASSIGN(c.keeper_out, keep_number(c, kKeeperOutWrite, "stdout"));
+  BATON_ASSIGN(c.keeper_err, keep_number(c, kKeeperErrWrite, "stderr"));
   BATON_TRY(make_objects(c));
-  BATON_TRY(Opener(c).all());
-  BATON_TRY(maker.call(SYS_close_range, {0, static_cast<std::uint64_t>(c.first_number - 1), 0}));
+  std::vector<int> which;
+  for (int i = 0; i < c.state.open_files_size(); ++i) {
+    if (!comes_at_activation(c, c.state.open_files(i))) which.push_back(i);
+  }
+  return open_some(c, which);
+}
+
+Result<void> open_some(Construction& c, const std::vector<int>& which) {
+  BATON_TRY(Opener(c).some(which));
+  BATON_TRY(c.maker().call(SYS_close_range, {0, static_cast<std::uint64_t>(c.first_number - 1), 0}));
   return {};
 }
 
@@ -321,18 +367,22 @@ Result<void> place_descriptors(Construction& c, BuiltProcess& process) {
   std::vector<PuppetRecord> calls;
   for (const auto& d : process.state->descriptors()) {
     if (d.open_file() >= c.open_numbers.size()) return make_error(Code::kCorrupt, "build", "a descriptor of an unknown open file");
+    int made = c.open_numbers[d.open_file()];
+    if (made < 0) continue;
     PuppetRecord r;
     r.number = SYS_dup3;
-    r.args[0] = u(c.open_numbers[d.open_file()]);
+    r.args[0] = u(made);
     r.args[1] = u(d.number());
     r.args[2] = d.close_on_exec() ? O_CLOEXEC : 0;
     calls.push_back(r);
+    process.placed[d.number()] = {made, d.close_on_exec()};
   }
   BATON_ASSIGN(std::size_t done, puppet.batch(calls));
   if (done > 0 && calls[done - 1].answer < 0) {
     return errno_error(static_cast<int>(-calls[done - 1].answer), "place descriptor", std::to_string(calls[done - 1].args[1]) + " of process " + std::to_string(process.state->pid()));
   }
   for (const auto& d : process.state->descriptors()) {
+    if (process.placed.count(d.number()) == 0) continue;
     const auto& file = c.state.open_files(static_cast<int>(d.open_file()));
     if (file.owner() != 0) {
       std::int32_t owner[2] = {file.owner_type(), file.owner() < 0 ? -file.owner() : file.owner()};
@@ -340,15 +390,42 @@ Result<void> place_descriptors(Construction& c, BuiltProcess& process) {
       BATON_TRY(puppet.call(SYS_fcntl, {u(d.number()), F_SETOWN_EX, at}));
     }
     if (file.owner_signal() != 0) BATON_TRY(puppet.call(SYS_fcntl, {u(d.number()), F_SETSIG, u(file.owner_signal())}));
-    for (const auto& lock : d.posix_locks()) BATON_TRY(Opener::set_lock(puppet, d.number(), lock, F_SETLK, file.path()));
   }
+  BATON_TRY(set_record_locks(c, process));
+  return set_watches(c, process);
+}
+
+Result<void> set_record_locks(Construction& c, BuiltProcess& process) {
+  for (const auto& d : process.state->descriptors()) {
+    const auto& file = c.state.open_files(static_cast<int>(d.open_file()));
+    for (const auto& lock : d.posix_locks()) BATON_TRY(Opener::set_lock(process.leader(), d.number(), lock, F_SETLK, file.path()));
+  }
+  return {};
+}
+
+Result<void> set_watches(Construction&, BuiltProcess& process) {
+  auto u = Opener::u;
+  Puppet& puppet = process.leader();
+  std::set<PlacedWatch> wanted;
   for (const auto& watch : process.state->epoll_watches()) {
-    struct { std::uint32_t events; std::uint32_t data[2]; } event{watch.events(), {}};
-    std::uint64_t data = watch.data();
-    std::memcpy(event.data, &data, sizeof data);
-    BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&event, 1))));
-    BATON_TRY(puppet.checked("epoll_ctl", "descriptor " + std::to_string(watch.target()), SYS_epoll_ctl, {u(watch.epoll()), EPOLL_CTL_ADD, u(watch.target()), at}));
+    if (process.placed.count(watch.epoll()) == 0 || process.placed.count(watch.target()) == 0) continue;
+    wanted.insert({watch.epoll(), watch.target(), watch.events(), watch.data()});
   }
+  auto apply = [&](const PlacedWatch& watch, int operation) -> Result<std::int64_t> {
+    struct { std::uint32_t events; std::uint32_t data[2]; } event{std::get<2>(watch), {}};
+    std::memcpy(event.data, &std::get<3>(watch), sizeof event.data);
+    BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&event, 1))));
+    return puppet.call(SYS_epoll_ctl, {u(std::get<0>(watch)), u(operation), u(std::get<1>(watch)), at});
+  };
+  for (const auto& watch : process.watches) {   // one whose file has been closed is gone already
+    if (wanted.count(watch) == 0) BATON_TRY(apply(watch, EPOLL_CTL_DEL));
+  }
+  for (const auto& watch : wanted) {
+    if (process.watches.count(watch) != 0) continue;
+    BATON_ASSIGN(std::int64_t answer, apply(watch, EPOLL_CTL_ADD));
+    if (answer < 0) return errno_error(static_cast<int>(-answer), "epoll_ctl", "descriptor " + std::to_string(std::get<1>(watch)));
+  }
+  process.watches = std::move(wanted);
   return {};
 }
 

@@ -92,7 +92,7 @@ class SocketMaker {
                                  {u(socket_.domain()), static_cast<std::uint64_t>(socket_.type()) | SOCK_CLOEXEC, u(socket_.protocol())}));
     BATON_TRY(options(fd));
     if (!socket_.local().empty()) BATON_TRY(bind(fd));
-    if (socket_.kind() == pb::SOCKET_LISTENING) {
+    if (socket_.kind() == pb::SOCKET_LISTENING && !c_.shadow) {   // else: open_late_files
       BATON_TRY(checked("listen", describe(socket_.local()), SYS_listen, {u(fd), u(socket_.backlog())}));
     }
     if (socket_.kind() == pb::SOCKET_UDP_CONNECTED) {

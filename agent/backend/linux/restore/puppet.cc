@@ -264,13 +264,35 @@ Result<void> Puppet::end(int wait_status) {
     BATON_TRY(set_mask(0));
     if (::ptrace(PTRACE_CONT, pid_, 0, WTERMSIG(wait_status)) != 0) return ptrace_error(pid_, "PTRACE_CONT");
   } else {
-    user_regs_struct regs = base_;
-    regs.rip = area_ + static_cast<std::uint64_t>(baton_puppet_single - baton_puppet_begin);
-    regs.rax = SYS_exit_group;
-    regs.rdi = static_cast<std::uint64_t>(WEXITSTATUS(wait_status));
-    BATON_TRY(set_registers(regs));
-    if (::ptrace(PTRACE_CONT, pid_, 0, 0) != 0) return ptrace_error(pid_, "PTRACE_CONT");
+    BATON_TRY(begin_exit(SYS_exit_group, WEXITSTATUS(wait_status)));
   }
+  return await_end();
+}
+
+Result<void> Puppet::end_killed() {
+  if (::kill(pid_, SIGKILL) != 0) return ptrace_error(pid_, "kill");
+  return await_end();
+}
+
+Result<void> Puppet::end_thread() {
+  // The kernel would clear the word of clear_child_tid and walk the robust list.
+  BATON_TRY(call(SYS_set_robust_list, {0, 24}));
+  BATON_TRY(call(SYS_set_tid_address, {0}));
+  BATON_TRY(begin_exit(SYS_exit, 0));
+  return await_end();
+}
+
+Result<void> Puppet::begin_exit(long number, int status) {
+  user_regs_struct regs = base_;
+  regs.rip = area_ + static_cast<std::uint64_t>(baton_puppet_single - baton_puppet_begin);
+  regs.rax = static_cast<std::uint64_t>(number);
+  regs.rdi = static_cast<std::uint64_t>(status);
+  BATON_TRY(set_registers(regs));
+  if (::ptrace(PTRACE_CONT, pid_, 0, 0) != 0) return ptrace_error(pid_, "PTRACE_CONT");
+  return {};
+}
+
+Result<void> Puppet::await_end() {
   for (;;) {
     int status = 0;
     pid_t got = ::waitpid(pid_, &status, __WALL);

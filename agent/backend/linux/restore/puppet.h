@@ -82,6 +82,10 @@ class Puppet {
   Result<Puppet> clone(std::uint64_t flags, std::uint64_t exit_signal, pid_t inside);
   // exit_group or a signal; waits until the tracer has seen it die.
   Result<void> end(int wait_status);
+  // SIGKILL, and the same wait: for a process whose memory nobody needs.
+  Result<void> end_killed();
+  // One thread that is not the leader, without a trace in the memory.
+  Result<void> end_thread();
 
   // Starts a call that may block, lets it run until it sleeps, and interrupts it: what remains
   // is the kernel's own notion of an interrupted call. Answers the value (-516 and the like).
@@ -100,6 +104,8 @@ class Puppet {
   Result<void> adopt();                      // first stop, options, mask
   Result<void> run_to_trap(const user_regs_struct& regs);
   Result<int> wait();
+  Result<void> begin_exit(long number, int status);
+  Result<void> await_end();
 
   pid_t pid_ = 0;
   pid_t inside_ = 0;
