@@ -2,6 +2,7 @@
 // SIGTERM or SIGINT; the workloads run on without it, in the warden's care.
 #include <signal.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 
@@ -31,7 +32,14 @@ struct Arguments {
   std::string name, listen, stream_listen, coordinator, tls_dir, data_dir, warden;
   std::string advertise, stream_advertise;
   std::uint64_t store_budget = 0;
+  std::uint64_t standby_budget = 0;
 };
+
+// Half of this machine's memory: the other half is for what runs.
+std::uint64_t default_standby_budget() {
+  const long pages = ::sysconf(_SC_PHYS_PAGES), page_bytes = ::sysconf(_SC_PAGESIZE);
+  return pages > 0 && page_bytes > 0 ? static_cast<std::uint64_t>(pages) * static_cast<std::uint64_t>(page_bytes) / 2 : 0;
+}
 
 int fail(const Error& error) {
   spdlog::error("{}", error.message());
@@ -81,6 +89,7 @@ int run(const Arguments& arguments) {
   options.self.set_rpc(arguments.advertise.empty() ? arguments.listen : arguments.advertise);
   options.self.set_stream(arguments.stream_advertise.empty() ? arguments.stream_listen : arguments.stream_advertise);
   options.tls = &*tls;
+  options.standby_budget_bytes = arguments.standby_budget;
   NodeEnv env;
   env.warden = &warden;
   env.store = store->get();
@@ -96,7 +105,7 @@ int run(const Arguments& arguments) {
   node_ready = &node;
   warden.start();
 
-  Receiver receiver(**store, [&](const std::string& name) { return node.runs_here(name); });
+  Receiver receiver(**store, [&](const std::string& name) { return node.runs_here(name); }, &node.standbys());
   auto stream_server = transport::PageStreamServer::start(arguments.stream_listen, *tls, receiver);
   if (!stream_server) return fail(stream_server.error());
   auto service = make_agent_service(node);
@@ -134,6 +143,10 @@ int main(int argc, char** argv) {
   app.add_option("--data-dir", arguments.data_dir, "Folder for the store and this node's state")->required();
   app.add_option("--warden", arguments.warden, "Socket of this node's warden")->required();
   app.add_option("--store-budget", arguments.store_budget, "Bytes the store may use; 0: no limit")
+      ->transform(CLI::AsSizeValue(false));
+  arguments.standby_budget = baton::node::default_standby_budget();
+  app.add_option("--standby-budget", arguments.standby_budget,
+                 "Bytes of memory for warm and hot standbys together (default: half of this machine's)")
       ->transform(CLI::AsSizeValue(false));
   CLI11_PARSE(app, argc, argv);
   if (baton::fault_points_armed()) spdlog::warn("fault points are armed");

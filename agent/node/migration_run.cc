@@ -99,7 +99,7 @@ Result<pb::MigrateReport> MigrationRun::run() {
   if (progress_ && !answered_) progress_(last);
   w_.env_.event("migrated", w_.name(),
                 "from " + report_.from() + " to " + report_.to() + ", pause " +
-                    std::to_string(report_.pause_us()) + " us");
+                    std::to_string(report_.pause_us()) + " us" + phases());
   w_.env_.moved_away(w_.name());
   w_.env_.report_soon();
   return report_;
@@ -152,7 +152,8 @@ MigrationEvent MigrationRun::perform(MigrationEffect effect) {
     case MigrationEffect::kFreeze: return freeze();
     case MigrationEffect::kShip: return ship();
     case MigrationEffect::kHold: {
-      auto held = w_.env_.warden->hold(w_.name());
+      auto held = end_hold();
+      phase_took(phases_.hold_us);
       if (held) held = fault_point("agent.migrate.held");
       return from(held);
     }
@@ -359,10 +360,15 @@ MigrationEvent MigrationRun::copy_round() {
     if (!pages) return failed(pages.error());
     if (auto done = wait_drained(); !done) return failed(done.error());
     measure.pages = *pages;
+    // What the last pause has to bring is then only what is written from here on.
+    if (ahead_) {
+      if (auto done = checkpoint_on_target(); !done) return failed(done.error());
+    }
   }
   measure.dirty_now = measure.pages;
   measure.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   rounds_.push_back(measure);
+  build_ahead();
   if (auto point = fault_point("agent.migrate.round"); !point) return failed(point.error());
   ConvergenceRules rules;
   rules.must_meet = request_.max_pause_us() != 0;
@@ -377,6 +383,12 @@ MigrationEvent MigrationRun::copy_round() {
   }
   if (decision.verdict == RoundVerdict::kMore) return {MigrationEventKind::kMore, {}};
   converged_ = decision.reason == "converged";
+  if (ahead_) {
+    if (auto follows = shadow_follows(); !follows) {
+      spdlog::warn("{}: {} builds it in the pause: {}", w_.name(), request_.target().node(), follows.error().message());
+      ahead_ = false;
+    }
+  }
   return ok();
 }
 
@@ -403,6 +415,7 @@ MigrationEvent MigrationRun::freeze() {
     again = link_->take_wanted(UINT64_MAX);
   }
   frozen_at_ = w_.env_.clock->boot_now();
+  phase_began_ = std::chrono::steady_clock::now();
   std::uint64_t max_pending = 0;
   if (request_.max_pause_us() != 0 && !state_.stop_and_copy && !rounds_.empty()) {
     // A burst of writes since the last round would break the promise: better not at all.
@@ -411,6 +424,7 @@ MigrationEvent MigrationRun::freeze() {
   auto snapshot = w_.take_snapshot(true, again, max_pending, link_.get());
   if (!snapshot) return failed(snapshot.error());
   final_ = *snapshot;
+  phase_took(phases_.freeze_us);
   return from(fault_point("agent.migrate.frozen"));
 }
 
@@ -432,6 +446,7 @@ MigrationEvent MigrationRun::ship() {
     request.set_incarnation(w_.incarnation());
     if (auto proved = prove_files(writable, request); !proved) return failed(proved.error());
   }
+  begin_hold();
   if (!link_->offer(final_, true)) {
     return {MigrationEventKind::kFailed, link_->name() + ": " + link_->problem()};
   }
@@ -442,6 +457,7 @@ MigrationEvent MigrationRun::ship() {
             "the target did not commit the last checkpoint" +
                 (lacking > 0 ? ": it lacks " + std::to_string(lacking) + " pages" : ": " + link_->problem())};
   }
+  phase_took(phases_.ship_us);
   return from(fault_point("agent.migrate.shipped"));
 }
 
@@ -458,6 +474,7 @@ MigrationEvent MigrationRun::build_target() {
   request.set_away_ns(away_ns());
   auto built = target_->build(request);
   if (!built) return failed(built.error());
+  phase_took(phases_.apply_us);
   return from(fault_point("agent.migrate.built"));
 }
 
@@ -480,6 +497,7 @@ MigrationEvent MigrationRun::change_owner() {
     return {refused ? MigrationEventKind::kFailed : MigrationEventKind::kUnknown, answer.error().message()};
   }
   new_owner_ = *answer;
+  phase_took(phases_.owner_us);
   return ok();
 }
 
@@ -525,6 +543,7 @@ MigrationEvent MigrationRun::reclaim() {
 }
 
 MigrationEvent MigrationRun::thaw() {
+  if (hold_.valid()) (void)hold_.get();   // a freeze that comes after the thaw would stay
   if (!pause_before_retry(state_.retries)) return {MigrationEventKind::kUnknown, "stopping"};
   auto thawed = w_.env_.warden->thaw(w_.name());
   if (!thawed && (thawed.error().code == Code::kNotFound || thawed.error().code == Code::kConflict ||
@@ -559,6 +578,7 @@ MigrationEvent MigrationRun::activate() {
     return {MigrationEventKind::kUnknown, answer.error().message()};
   }
   report_.set_pause_us(away_ns() / 1000);
+  phase_took(phases_.activate_us);
   report_.set_pid(answer->pid());
   report_.set_incarnation(new_owner_.incarnation());
   report_.set_seq(final_->seq);

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <future>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,6 +33,14 @@ class MigrationRun {
   MigrationEvent activate();
   MigrationEvent thaw();
   MigrationEvent destroy();
+  // migration_ahead.cc: the target builds a shadow while the program runs here.
+  void build_ahead();
+  Result<void> checkpoint_on_target();
+  Result<void> shadow_follows();
+  void begin_hold();
+  Result<void> end_hold();
+  void phase_took(std::uint64_t& phase_us);
+  std::string phases() const;
   Result<void> connect_link();
   Result<void> bulk_copy();
   Result<void> checkpoint_when_due();
@@ -61,6 +70,14 @@ class MigrationRun {
   pb::Ownership new_owner_;
   pb::MigrateReport report_;
   bool converged_ = true;
+  bool ahead_tried_ = false;
+  bool ahead_ = false;                 // the target has a shadow, which follows
+  std::uint64_t ahead_seq_ = 0;        // the newest checkpoint that it was asked to stand at
+  std::future<Result<void>> hold_;     // the freeze by cgroup, beside the shipping
+  struct Phases {
+    std::uint64_t freeze_us = 0, ship_us = 0, hold_us = 0, apply_us = 0, owner_us = 0, activate_us = 0;
+  } phases_;
+  std::chrono::steady_clock::time_point phase_began_;
   bool destroyed_ = false;
   std::chrono::steady_clock::time_point stuck_since_{};   // of the effect being repeated
   std::string last_error_;      // of any effect

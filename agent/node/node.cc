@@ -19,7 +19,14 @@ namespace {
 constexpr std::size_t kMaxEvents = 1000;
 }  // namespace
 
-Node::Node(Options options, NodeEnv env) : options_(std::move(options)), env_(std::move(env)) {
+Node::Node(Options options, NodeEnv env)
+    : options_(std::move(options)),
+      env_(std::move(env)),
+      standbys_({env_.warden, env_.store, env_.clock,
+                 [this](const std::string& kind, const std::string& workload, const std::string& text) {
+                   add_event(kind, workload, text);
+                 }},
+                options_.data_dir + "/workloads", options_.standby_budget_bytes) {
   env_.node = options_.name;
   env_.self = [this] { return options_.self; };
   env_.event = [this](const std::string& kind, const std::string& workload, const std::string& text) {
@@ -418,13 +425,18 @@ void Node::take_up() {
       std::lock_guard lock(mutex_);
       lost_[name] = std::move(status);
     }
+    std::set<std::string> here;
+    for (const auto& workload : all) here.insert(workload->name());
+    standbys_.load(here);
     post([this] { settle_incoming(); });
   }
+  standbys_.wake_all();   // shadows ended with an earlier warden
   report_soon();
 }
 
 void Node::take_up_process(const pb::WorkloadProcess& process) {
   const std::string& name = process.workload();
+  if (process.shadow_seq() != 0) return;   // it stands by, and does not run
   if (auto workload = find(name)) {
     if (process.state() == "exited") {
       process_ended(name, process.wait_status());

@@ -25,6 +25,7 @@
 
 #include "agent/node/node_env.h"
 #include "agent/node/restorer.h"
+#include "agent/node/standby.h"
 #include "agent/node/workload.h"
 #include "proto/coordinator.pb.h"
 
@@ -37,6 +38,7 @@ class Node {
     std::string data_dir;
     pb::PeerAddress self;
     const transport::TlsFiles* tls = nullptr;   // null in tests: pulls are refused
+    std::uint64_t standby_budget_bytes = 0;     // memory for warm and hot standbys together
   };
   Node(Options options, NodeEnv env);
   ~Node();
@@ -51,6 +53,28 @@ class Node {
   Result<void> abort_migration(const std::string& name);
   Result<pb::RestoreReport> restore(const pb::RestoreRequest& request,
                                     const std::function<void(const pb::RestoreProgress&)>& progress);
+  // The one way in which this node begins to run a workload from a checkpoint that it holds:
+  // from the shadow, else from memory, else from the store. The caller has made this node the
+  // owner. All of it or nothing: after a failure nothing runs here and nothing is left.
+  struct TakeOver {
+    std::string name;                       // whose checkpoint
+    std::string as;                         // to run under another name; empty: its own
+    std::uint64_t seq = 0;                  // 0: the newest held here
+    pb::Ownership ownership;
+    pb::WorkloadSpec spec;
+    std::vector<pb::PeerAddress> standbys;
+    pb::PeerAddress source;                 // who holds it, when this node does not
+    bool paused = false;
+    std::function<void(const std::string& phase, std::uint64_t done, std::uint64_t total)> tell;
+  };
+  struct TakenOver {
+    pb::WorkloadProcess process;
+    std::uint64_t seq = 0, pages = 0;
+    std::chrono::nanoseconds lost{};        // since the freeze of that checkpoint, by wall clocks
+    pb::Mode from = pb::MODE_COLD;
+  };
+  Result<TakenOver> take_over(const TakeOver& order);
+  Standbys& standbys() { return standbys_; }
   Result<pb::AgentInspectResponse> inspect(const pb::AgentInspectRequest& request);
   Result<pb::LogsResponse> logs(const std::string& name, std::int64_t offset);
   Result<pb::NodeFacts> facts();
@@ -84,6 +108,7 @@ class Node {
   struct Incoming {
     pb::BuildTargetRequest request;
     BootTime since{};
+    bool shadow = false;         // built ahead: it follows the checkpoints that go on arriving
   };
   class Busy;  // marks a name for the length of a scope
 
@@ -99,6 +124,11 @@ class Node {
   void process_ended(const std::string& name, int wait_status);
   void restart(const std::shared_ptr<Workload>& workload);
   void give_up_workload(const std::string& name, const std::string& why);
+  Result<TakenOver> run_cold(const TakeOver& order, const std::string& name);
+  Result<pb::BuildTargetResponse> build_ahead(const pb::BuildTargetRequest& request);
+  Result<void> note_incoming(const pb::BuildTargetRequest& request, bool shadow);
+  void forget_incoming(const std::string& name);
+  bool built_ahead(const std::string& name, std::uint64_t incarnation) const;
   Result<void> check_target_files(const std::vector<pb::FileProof>& files, std::vector<std::string>& missing);
   std::uint64_t next_seq(const std::string& name);
 
@@ -134,6 +164,7 @@ class Node {
   };
   std::deque<Chore> chores_;
   std::thread chores_thread_;
+  Standbys standbys_;            // last: its threads tell events
 };
 
 }  // namespace baton::node

@@ -44,6 +44,7 @@ Result<pb::StartResponse> Node::start(const pb::StartRequest& request) {
     *again.mutable_status() = running->status();
     return again;
   }
+  standbys_.remove(name);
   BATON_TRY(fault_point("agent.start.begin"));
   pb::StartResponse response;
   pb::WorkloadProcess process;
@@ -224,6 +225,7 @@ Result<pb::NodeFacts> Node::facts() {
 Result<void> Node::drop_workload(const std::string& name) {
   BATON_ASSIGN(auto busy, Busy::take(*this, name));
   if (find(name)) return make_error(Code::kConflict, "drop", name + " runs on " + options_.name);
+  standbys_.remove(name);
   auto dropped = env_.store->drop_workload(name);
   if (!dropped && dropped.error().code == Code::kNotFound) return {};
   return dropped;
@@ -248,91 +250,28 @@ Result<void> Node::pull_checkpoint(const pb::PullCheckpointRequest& request) {
 Result<pb::RestoreReport> Node::restore(const pb::RestoreRequest& request,
                                         const std::function<void(const pb::RestoreProgress&)>& progress) {
   const auto started = env_.clock->monotonic_now();
-  const std::string name = request.as().empty() ? request.name() : request.as();
-  pb::WorkloadSpec spec = request.spec();
-  spec.set_name(name);
-  if (request.ownership().owner() != options_.name) {
-    return make_error(Code::kNotAllowed, "restore", name + ": the record names '" + request.ownership().owner() +
-                                                        "' as its owner, not " + options_.name);
-  }
-  BATON_ASSIGN(auto identity, identity_of(spec));
-  BATON_ASSIGN(auto busy, Busy::take(*this, name));
-  if (auto running = find(name)) {
-    const std::string state = running->state();
-    if (state == "running" || state == "migrating") {
-      return make_error(Code::kConflict, "restore", name + " is " + state + " on " + options_.name);
-    }
-    (void)env_.warden->stop(name, 0, true);  // what is left of one that has exited
-    remove(name);
-  }
-  BATON_TRY(fault_point("agent.restore.begin"));
-  auto tell = [&](const std::string& phase, std::uint64_t done, std::uint64_t total) {
+  TakeOver order;
+  order.name = request.name();
+  order.as = request.as();
+  order.seq = request.seq();
+  order.ownership = request.ownership();
+  order.spec = request.spec();
+  order.standbys.assign(request.standbys().begin(), request.standbys().end());
+  order.source = request.source();
+  order.paused = request.paused();
+  order.tell = [&](const std::string& phase, std::uint64_t done, std::uint64_t total) {
     pb::RestoreProgress message;
     message.set_phase(phase);
     message.set_bytes_done(done);
     message.set_bytes_total(total);
     if (progress) progress(message);
   };
-  tell("load", 0, 0);
-  auto image = load_image(*env_.store, request.name(), request.seq());
-  if (!image && image.error().code == Code::kNotFound && !request.source().node().empty() &&
-      request.source().node() != options_.name) {
-    if (!options_.tls) return make_error(Code::kUnsupported, "restore", "this node has no certificate");
-    auto source_identity = identity;
-    source_identity.workload = request.name();
-    image = pull_image(*env_.store, *options_.tls, request.source(), source_identity, request.seq(),
-                       [&](std::uint64_t done, std::uint64_t total) { tell("fetch", done, total); });
-  }
-  if (!image) return image.error();
-  BATON_ASSIGN(auto known, facts());
-  if (auto problems = machine_problems(image->manifest.machine(), known); !problems.empty()) {
-    return make_error(Code::kUnsupported, "restore", problems[0].resource() + ": " + problems[0].detail());
-  }
-  std::vector<std::string> missing;
-  std::vector<pb::FileProof> files(image->manifest.files().begin(), image->manifest.files().end());
-  BATON_TRY(check_target_files(files, missing));
-  if (!missing.empty()) {
-    return make_error(Code::kUnsupported, "restore", "this node lacks these files, or they differ: " + missing[0] +
-                                                         (missing.size() > 1 ? " and others" : ""));
-  }
-  pb::BuildRequest build;
-  build.set_workload(name);
-  *build.mutable_manifest() = image->manifest;
-  *build.mutable_spec() = spec;
-  build.set_incarnation(request.ownership().incarnation());
-  const auto wall = static_cast<std::uint64_t>(env_.clock->wall_now().count());
-  const std::uint64_t away = wall > image->freeze_wall_ns ? wall - image->freeze_wall_ns : 0;
-  build.set_away_ns(away);
-  BATON_TRY(build_and_fill(*env_.warden, *env_.store, *image, build,
-                           [&](std::uint64_t done, std::uint64_t total) { tell("fill", done, total); }));
-  tell("activate", 0, 0);
-  pb::ActivateRequest activate;
-  activate.set_workload(name);
-  activate.set_paused(request.paused());
-  const auto wall_now = static_cast<std::uint64_t>(env_.clock->wall_now().count());
-  activate.set_away_ns(wall_now > image->freeze_wall_ns ? wall_now - image->freeze_wall_ns : 0);
-  auto process = env_.warden->activate(activate);
-  if (!process) {
-    (void)env_.warden->stop(name, 0, true);
-    return process.error();
-  }
-  BATON_TRY(fault_point("agent.restore.activated"));
-  auto held = enter_workload(*env_.store, identity, request.ownership().incarnation());
-  if (!held) spdlog::warn("{}: {}", name, held.error().message());
-  std::vector<pb::PeerAddress> standbys;
-  for (const auto& peer : request.standbys()) {
-    if (peer.node() != options_.name) standbys.push_back(peer);
-  }
-  std::uint64_t first_seq = next_seq(name);
-  if (request.as().empty()) first_seq = std::max(first_seq, image->seq + 1);
-  BATON_TRY(enter(spec, request.ownership().incarnation(), *process, first_seq, standbys));
-  add_event("restored", name, "from " + request.name() + "@" + std::to_string(image->seq) + ", pid " +
-                                  std::to_string(process->pid()));
+  BATON_ASSIGN(auto taken, take_over(order));
   pb::RestoreReport report;
-  report.set_pid(process->pid());
-  report.set_seq(image->seq);
-  report.set_pages(image->pages);
-  report.set_lost_us(away / 1000);
+  report.set_pid(taken.process.pid());
+  report.set_seq(taken.seq);
+  report.set_pages(taken.pages);
+  report.set_lost_us(static_cast<std::uint64_t>(taken.lost.count() / 1000));
   report.set_total_ms(std::chrono::duration<double, std::milli>(env_.clock->monotonic_now() - started).count());
   pb::RestoreProgress last;
   last.set_phase("done");

@@ -8,6 +8,11 @@
 #include "base/log.h"
 
 namespace baton::node {
+namespace {
+using namespace std::chrono_literals;
+constexpr auto kBuildAheadWait = 60'000ms;   // the program runs meanwhile
+constexpr auto kFollowWait = 2'000ms;        // it does not: rather the long way then
+}  // namespace
 
 Result<void> Node::check_target_files(const std::vector<pb::FileProof>& files, std::vector<std::string>& missing) {
   if (files.empty()) return {};
@@ -52,6 +57,49 @@ Result<pb::PrepareTargetResponse> Node::prepare_target(const pb::PrepareTargetRe
   return response;
 }
 
+Result<void> Node::note_incoming(const pb::BuildTargetRequest& request, bool shadow) {
+  BATON_TRY(replace_file(incoming_path(request.name()), request.SerializeAsString()));
+  std::lock_guard lock(mutex_);
+  incoming_[request.name()] = {request, env_.clock->boot_now(), shadow};
+  return {};
+}
+
+void Node::forget_incoming(const std::string& name) {
+  {
+    std::lock_guard lock(mutex_);
+    incoming_.erase(name);
+  }
+  erase_file(incoming_path(name));
+}
+
+bool Node::built_ahead(const std::string& name, std::uint64_t incarnation) const {
+  std::lock_guard lock(mutex_);
+  auto it = incoming_.find(name);
+  return it != incoming_.end() && it->second.shadow && it->second.request.incarnation() == incarnation;
+}
+
+// While the program still runs: a shadow of the newest checkpoint, which follows the later
+// ones by itself. What takes time is done here: proofs, the record on disk, the memory.
+Result<pb::BuildTargetResponse> Node::build_ahead(const pb::BuildTargetRequest& request) {
+  const std::string& name = request.name();
+  BATON_TRY(fault_point("agent.target.ahead"));
+  auto standby = standbys_.find(name);
+  if (!standby) return make_error(Code::kNotFound, "build", name + "@" + std::to_string(request.seq()) + " is not held on " + options_.name);
+  erase_file(state_path(name));  // of an earlier stay here
+  pb::BuildTargetRequest record = request;
+  record.set_seq(0);             // whatever is the newest when it comes to that
+  BATON_TRY(note_incoming(record, true));
+  standby->want_hot(true);
+  if (!standby->wait_hot(request.seq(), kBuildAheadWait)) {
+    auto view = standby->view();
+    standby->want_hot(false);
+    forget_incoming(name);
+    return make_error(Code::kUnsupported, "build", name + ": no shadow on " + options_.name + (view.problem.empty() ? " in time" : ": " + view.problem));
+  }
+  return pb::BuildTargetResponse();
+}
+
+// `away_ns` 0: the program still runs (build_ahead).
 Result<pb::BuildTargetResponse> Node::build_target(const pb::BuildTargetRequest& request) {
   const std::string& name = request.name();
   const auto begin = env_.clock->monotonic_now();
@@ -62,6 +110,25 @@ Result<pb::BuildTargetResponse> Node::build_target(const pb::BuildTargetRequest&
     }
     remove(name);
   }
+  pb::BuildTargetResponse response;
+  auto took = [&] {
+    response.set_build_us(static_cast<std::uint64_t>((env_.clock->monotonic_now() - begin).count() / 1000));
+    return response;
+  };
+  if (request.away_ns() == 0) {
+    BATON_TRY(build_ahead(request));
+    return took();
+  }
+  if (built_ahead(name, request.incarnation())) {
+    BATON_TRY(fault_point("agent.target.build"));
+    auto standby = standbys_.find(name);
+    if (standby && standby->wait_hot(request.seq(), kFollowWait)) {
+      BATON_TRY(fault_point("agent.target.built"));
+      return took();
+    }
+    spdlog::warn("{}: its shadow is not at @{}: building it from the store", name, request.seq());
+  }
+  standbys_.remove(name);
   BATON_ASSIGN(auto image, load_image(*env_.store, name, request.seq()));
   if (image.incarnation != request.incarnation()) {
     return make_error(Code::kConflict, "build", name + "@" + std::to_string(request.seq()) + " is of incarnation " +
@@ -69,11 +136,7 @@ Result<pb::BuildTargetResponse> Node::build_target(const pb::BuildTargetRequest&
                                                     std::to_string(request.incarnation()));
   }
   erase_file(state_path(name));  // of an earlier stay here
-  BATON_TRY(replace_file(incoming_path(name), request.SerializeAsString()));
-  {
-    std::lock_guard lock(mutex_);
-    incoming_[name] = {request, env_.clock->boot_now()};
-  }
+  BATON_TRY(note_incoming(request, false));
   auto point = fault_point("agent.target.build");
   pb::BuildRequest build;
   build.set_workload(name);
@@ -81,17 +144,14 @@ Result<pb::BuildTargetResponse> Node::build_target(const pb::BuildTargetRequest&
   *build.mutable_spec() = request.spec();
   build.set_away_ns(request.away_ns());
   build.set_incarnation(request.incarnation() + 1);
-  auto built = point ? build_and_fill(*env_.warden, *env_.store, image, build, {}) : point;
+  StoreSource source(*env_.store, image.identity, image.hasher);
+  auto built = point ? build_and_fill(*env_.warden, source, image, build, {}) : point;
   if (!built) {
-    std::lock_guard lock(mutex_);
-    incoming_.erase(name);
-    erase_file(incoming_path(name));
+    forget_incoming(name);
     return built.error();
   }
   BATON_TRY(fault_point("agent.target.built"));
-  pb::BuildTargetResponse response;
-  response.set_build_us(static_cast<std::uint64_t>((env_.clock->monotonic_now() - begin).count() / 1000));
-  return response;
+  return took();
 }
 
 Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTargetRequest& request) {
@@ -125,7 +185,18 @@ Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTarge
     activate.set_away_ns(incoming->request.away_ns() +
                          static_cast<std::uint64_t>((env_.clock->boot_now() - incoming->since).count()));
   }
-  auto process = env_.warden->activate(activate);
+  Result<pb::WorkloadProcess> process = make_error(Code::kNotFound, "activate", "no shadow");
+  if (auto standby = standbys_.find(name)) {
+    ActivationOrder order;
+    order.incarnation = ownership.incarnation();
+    order.spec = spec;
+    auto activated = standby->activate(order);
+    if (activated && *activated) process = std::move((*activated)->process);
+    else if (!activated) process = activated.error();
+  }
+  standbys_.remove(name, true);
+  Barred barred(standbys_, name);
+  if (!process) process = env_.warden->activate(activate);
   if (!process) {
     if (process.error().code == Code::kUnreachable) return process.error();
     // Already running (our answer was lost, this agent restarted), or no longer built: then
@@ -148,7 +219,8 @@ Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTarge
       build.set_incarnation(ownership.incarnation());
       const auto wall = static_cast<std::uint64_t>(env_.clock->wall_now().count());
       build.set_away_ns(wall > image.freeze_wall_ns ? wall - image.freeze_wall_ns : 0);
-      BATON_TRY(build_and_fill(*env_.warden, *env_.store, image, build, {}));
+      StoreSource source(*env_.store, image.identity, image.hasher);
+      BATON_TRY(build_and_fill(*env_.warden, source, image, build, {}));
       activate.set_away_ns(build.away_ns());
       BATON_ASSIGN(auto started, env_.warden->activate(activate));
       process = started;
@@ -162,11 +234,7 @@ Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTarge
     if (peer.node() != options_.name) standbys.push_back(peer);
   }
   BATON_TRY(enter(spec, ownership.incarnation(), *process, next_seq(name), standbys));
-  {
-    std::lock_guard lock(mutex_);
-    incoming_.erase(name);
-  }
-  erase_file(incoming_path(name));
+  forget_incoming(name);
   add_event("activated", name, "pid " + std::to_string(process->pid()) + ", incarnation " +
                                    std::to_string(ownership.incarnation()));
   BATON_TRY(fault_point("agent.target.activated"));
@@ -178,18 +246,21 @@ Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTarge
 // Only what was built and never activated; a running workload is not touched.
 Result<void> Node::discard_target(const std::string& name) {
   BATON_ASSIGN(auto busy, Busy::take(*this, name));
+  bool shadow = false;
   {
     std::lock_guard lock(mutex_);
-    if (!incoming_.contains(name)) return {};
+    auto it = incoming_.find(name);
+    if (it == incoming_.end()) return {};
+    shadow = it->second.shadow;
   }
   if (find(name)) return make_error(Code::kConflict, "discard", name + " runs on " + options_.name);
-  auto gone = env_.warden->stop(name, 0, true);
-  if (!gone && gone.error().code != Code::kNotFound) return gone;
-  {
-    std::lock_guard lock(mutex_);
-    incoming_.erase(name);
+  if (auto standby = standbys_.find(name); standby && shadow) {
+    standby->want_hot(false);   // what its spec says from now on
+  } else {
+    auto gone = env_.warden->stop(name, 0, true);
+    if (!gone && gone.error().code != Code::kNotFound) return gone;
   }
-  erase_file(incoming_path(name));
+  forget_incoming(name);
   return {};
 }
 

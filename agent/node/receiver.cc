@@ -17,8 +17,9 @@ class Channel final : public transport::ReceiverChannel {
  public:
   Channel(storage::Store& store, storage::WorkloadIdentity identity,
           std::shared_ptr<const dedup::PageHasher> hasher, storage::Durability durability,
-          std::uint32_t keep_last)
+          std::uint32_t keep_last, std::shared_ptr<Standby> standby)
       : store_(store),
+        standby_(std::move(standby)),
         identity_(std::move(identity)),
         hasher_(std::move(hasher)),
         durability_(durability),
@@ -56,6 +57,7 @@ class Channel final : public transport::ReceiverChannel {
     puts.reserve(pages.size());
     for (const auto& page : pages) puts.push_back({page.digest, page.page});
     BATON_TRY(store_.pages().put(identity_.domain, puts));
+    if (standby_) standby_->stage(pages);
     return {};
   }
 
@@ -75,6 +77,9 @@ class Channel final : public transport::ReceiverChannel {
     std::vector<dedup::Digest> missing;
     auto done = store_.commit(*record, durability_, &missing);
     if (!done) return refuse(done.error(), std::move(missing));
+    if (standby_) {   // behind the commit, on a thread of its own
+      if (auto tip = store_.tip(identity_.workload); tip && *tip) standby_->committed((*tip)->pages);
+    }
     if (auto point = fault_point("agent.receive.committed"); !point) return refuse(point.error());
     lease_ = store_.lease();
     trim(seq);
@@ -95,6 +100,7 @@ class Channel final : public transport::ReceiverChannel {
   }
 
   storage::Store& store_;
+  const std::shared_ptr<Standby> standby_;
   const storage::WorkloadIdentity identity_;
   const std::shared_ptr<const dedup::PageHasher> hasher_;
   const storage::Durability durability_;
@@ -134,7 +140,9 @@ Result<transport::Opened> Receiver::on_open(const transport::StreamPeer& peer,
   }
   std::uint32_t keep = have_spec ? spec.retention().keep_last() : 0;
   if (keep >= kDefaultKeepLast) keep = 0;
-  opened.channel = std::make_unique<Channel>(store_, std::move(identity), std::move(hasher), durability, keep);
+  std::shared_ptr<Standby> standby;
+  if (standbys_ != nullptr && have_spec && spec.name() == request.workload) standby = standbys_->open(request.workload, spec);
+  opened.channel = std::make_unique<Channel>(store_, std::move(identity), std::move(hasher), durability, keep, std::move(standby));
   spdlog::info("{}: standing by for {}, newest here: {}", request.workload, peer.identity.name,
                opened.reply.tip_seq);
   return opened;

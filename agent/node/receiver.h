@@ -6,6 +6,7 @@
 #include <functional>
 #include <string>
 
+#include "agent/node/standby.h"
 #include "proto/workload.pb.h"
 #include "storage/catalog.h"
 #include "transport/page_stream.h"
@@ -15,8 +16,10 @@ namespace baton::node {
 class Receiver final : public transport::StreamHandler {
  public:
   // `runs_here(name)`: the incarnation at which the workload runs on this node; 0: it does not.
-  Receiver(storage::Store& store, std::function<std::uint64_t(const std::string&)> runs_here)
-      : store_(store), runs_here_(std::move(runs_here)) {}
+  // `standbys` (null in tests): what is kept ready of the workloads received here.
+  Receiver(storage::Store& store, std::function<std::uint64_t(const std::string&)> runs_here,
+           Standbys* standbys = nullptr)
+      : store_(store), runs_here_(std::move(runs_here)), standbys_(standbys) {}
 
   Result<transport::Opened> on_open(const transport::StreamPeer& peer,
                                     const transport::OpenRequest& request) override;
@@ -31,6 +34,7 @@ class Receiver final : public transport::StreamHandler {
  private:
   storage::Store& store_;
   const std::function<std::uint64_t(const std::string&)> runs_here_;
+  Standbys* const standbys_;
 };
 
 // The checkpoint as a record without a parent: what a fetch and a pull carry.

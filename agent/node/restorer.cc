@@ -19,51 +19,53 @@ constexpr std::size_t kFillBatchPages = 1024;  // 4 MiB per fill
 constexpr std::size_t kPullBatchPages = 1024;
 constexpr auto kPullTimeout = 30s;
 
-struct Piece {
-  std::uint64_t object;
-  std::uint64_t page;
-  Digest digest;
-};
-
-std::vector<Piece> pieces_of(const Tables& tables) {
-  std::vector<Piece> pieces;
+std::vector<PieceGet> pieces_of(const Tables& tables) {
+  std::vector<PieceGet> pieces;
   for (const auto& [object, table] : tables) {
     pieces.reserve(pieces.size() + table.count());
     table.for_each([&, id = object](std::uint64_t page, const Digest& digest) {
-      pieces.push_back({id, page, digest});
+      pieces.push_back({id, page, digest, nullptr});
     });
   }
   return pieces;
 }
 
-Result<void> fill_batch(Warden& warden, storage::Store& store, const RestoreImage& image,
-                        const std::string& workload, const Piece* pieces, std::size_t count) {
-  BATON_ASSIGN(auto space, warden.fill_space(count * dedup::kPageBytes));
+Result<void> fill_batch(Warden& warden, PageSource& source, const pb::BuildRequest& build, std::span<PieceGet> pieces) {
+  BATON_ASSIGN(auto space, warden.fill_space(pieces.size() * dedup::kPageBytes));
   std::byte* at = space->bytes().data();
-  std::vector<storage::PageGet> gets;
-  gets.reserve(count);
-  pb::FillRequest request;
-  request.set_workload(workload);
-  for (std::size_t i = 0; i < count; ++i, at += dedup::kPageBytes) {
-    gets.push_back({pieces[i].digest, at});
-    if (request.runs_size() > 0) {
-      auto* last = request.mutable_runs(request.runs_size() - 1);
-      if (last->object() == pieces[i].object && last->first_page() + last->count() == pieces[i].page) {
-        last->set_count(last->count() + 1);
-        continue;
-      }
-    }
-    auto* run = request.add_runs();
-    run->set_object(pieces[i].object);
-    run->set_first_page(pieces[i].page);
-    run->set_count(1);
-    run->set_offset(space->offset() + i * dedup::kPageBytes);
+  for (auto& piece : pieces) {
+    piece.out = at;
+    at += dedup::kPageBytes;
   }
-  BATON_TRY(store.pages().get(image.identity.domain, *image.hasher, gets));
+  pb::FillRequest request;
+  request.set_workload(build.workload());
+  request.set_beside(build.beside());
+  add_runs<pb::PageRun>(pieces, space->offset(), [&] { return request.add_runs(); });
+  BATON_TRY(source.get(pieces));
   return warden.fill(request);
 }
 
+void give_up(Warden& warden, const pb::BuildRequest& request) {
+  Result<void> gone;
+  if (request.beside()) {
+    pb::ShadowRequest drop;
+    drop.set_workload(request.workload());
+    drop.set_step(pb::SHADOW_STEP_DROP);
+    if (auto dropped = warden.shadow(drop); !dropped) gone = dropped.error();
+  } else {
+    gone = warden.stop(request.workload(), 0, true);
+  }
+  if (!gone) spdlog::warn("{}: what was built could not be removed: {}", request.workload(), gone.error().message());
+}
+
 }  // namespace
+
+Result<void> StoreSource::get(std::span<const PieceGet> pages) {
+  std::vector<storage::PageGet> gets;
+  gets.reserve(pages.size());
+  for (const auto& page : pages) gets.push_back({page.digest, page.out});
+  return store_.pages().get(identity_.domain, *hasher_, gets);
+}
 
 Result<RestoreImage> load_image(storage::Store& store, const std::string& workload, std::uint64_t seq) {
   RestoreImage image;
@@ -83,6 +85,7 @@ Result<RestoreImage> load_image(storage::Store& store, const std::string& worklo
   image.seq = seq;
   image.incarnation = checkpoint.info.incarnation;
   image.freeze_wall_ns = checkpoint.info.freeze_wall_ns;
+  image.local_freeze_boot_ns = checkpoint.info.local_freeze_boot_ns;
   image.pages = checkpoint.info.pages;
   return image;
 }
@@ -156,11 +159,12 @@ Result<RestoreImage> pull_image(storage::Store& store, const transport::TlsFiles
   return image;
 }
 
-Result<void> build_and_fill(Warden& warden, storage::Store& store, const RestoreImage& image,
-                            const pb::BuildRequest& request, const FillProgress& progress) {
+Result<void> build_and_fill(Warden& warden, PageSource& source, const RestoreImage& image,
+                            const pb::BuildRequest& request, const FillProgress& progress,
+                            const std::atomic<bool>* cancel) {
   BATON_TRY(fault_point("agent.restore.build"));
   BATON_TRY(warden.build(request));
-  const auto pieces = pieces_of(image.tables);
+  auto pieces = pieces_of(image.tables);
   std::atomic<std::size_t> next{0}, done{0};
   std::mutex mutex;
   std::optional<Error> problem;
@@ -170,10 +174,11 @@ Result<void> build_and_fill(Warden& warden, storage::Store& store, const Restore
       if (at >= pieces.size()) return;
       {
         std::lock_guard lock(mutex);
+        if (cancel != nullptr && *cancel && !problem) problem = make_error(Code::kCancelled, "build", request.workload() + ": something more urgent came");
         if (problem) return;
       }
       const std::size_t count = std::min(kFillBatchPages, pieces.size() - at);
-      auto filled = fill_batch(warden, store, image, request.workload(), pieces.data() + at, count);
+      auto filled = fill_batch(warden, source, request, std::span(pieces).subspan(at, count));
       std::lock_guard lock(mutex);
       if (!filled) {
         if (!problem) problem = filled.error();
@@ -193,9 +198,7 @@ Result<void> build_and_fill(Warden& warden, storage::Store& store, const Restore
     if (auto point = fault_point("agent.restore.filled"); !point) problem = point.error();
   }
   if (problem) {
-    if (auto gone = warden.stop(request.workload(), 0, true); !gone) {
-      spdlog::warn("{}: what was built could not be removed: {}", request.workload(), gone.error().message());
-    }
+    give_up(warden, request);
     return *problem;
   }
   return {};
