@@ -2,6 +2,7 @@
 // memory: once the target holds a whole checkpoint, it builds a shadow from it, which follows
 // the checkpoints of the later rounds. A target that has none (no room, a program that no
 // shadow can follow) builds in the pause, as ever.
+#include <algorithm>
 #include <atomic>
 #include <thread>
 
@@ -71,6 +72,21 @@ void MigrationRun::begin_hold() {
 Result<void> MigrationRun::end_hold() {
   if (!hold_.valid()) return w_.env_.warden->hold(w_.name());
   return hold_.get();
+}
+
+void MigrationRun::note_round_trip(std::chrono::steady_clock::time_point asked, std::uint64_t worked_us) {
+  const auto took = std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() - asked);
+  const auto us = static_cast<std::uint64_t>(took.count());
+  round_trip_us_ = us > worked_us ? us - worked_us : 0;
+}
+
+// Until the program ran on the target: its answer comes later, after the target has written
+// down what it runs. With a whole round trip where half of one would do: never too little
+// but for what the network varies. An answer that names no time counts as it came.
+std::uint64_t MigrationRun::pause_us(std::uint64_t away_before_us, std::uint64_t activate_us) const {
+  const std::uint64_t answered_us = away_ns() / 1000;
+  if (activate_us == 0) return answered_us;
+  return std::min(answered_us, away_before_us + activate_us + round_trip_us_);
 }
 
 // Enters the time since the last phase of the pause ended.

@@ -472,8 +472,10 @@ MigrationEvent MigrationRun::build_target() {
   *request.mutable_spec() = w_.spec_;
   request.set_incarnation(w_.incarnation());
   request.set_away_ns(away_ns());
+  const auto asked = std::chrono::steady_clock::now();
   auto built = target_->build(request);
   if (!built) return failed(built.error());
+  note_round_trip(asked, built->build_us());
   phase_took(phases_.apply_us);
   return from(fault_point("agent.migrate.built"));
 }
@@ -571,14 +573,15 @@ MigrationEvent MigrationRun::activate() {
   for (const auto& peer : w_.standbys()) {
     *request.add_standbys() = peer.node() == request_.target().node() ? w_.env_.self() : peer;
   }
+  const std::uint64_t away_before_us = away_ns() / 1000;
   auto answer = target_->activate(request);
   if (!answer) {
     spdlog::warn("{}: {} has not confirmed that it runs: {}", w_.name(), request_.target().node(),
                  answer.error().message());
     return {MigrationEventKind::kUnknown, answer.error().message()};
   }
-  report_.set_pause_us(away_ns() / 1000);
-  phase_took(phases_.activate_us);
+  report_.set_pause_us(pause_us(away_before_us, answer->activate_us()));
+  phases_.activate_us = report_.pause_us() - std::min(report_.pause_us(), away_before_us);
   report_.set_pid(answer->pid());
   report_.set_incarnation(new_owner_.incarnation());
   report_.set_seq(final_->seq);

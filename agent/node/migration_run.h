@@ -41,6 +41,8 @@ class MigrationRun {
   Result<void> end_hold();
   void phase_took(std::uint64_t& phase_us);
   std::string phases() const;
+  void note_round_trip(std::chrono::steady_clock::time_point asked, std::uint64_t worked_us);
+  std::uint64_t pause_us(std::uint64_t away_before_us, std::uint64_t activate_us) const;
   Result<void> connect_link();
   Result<void> bulk_copy();
   Result<void> checkpoint_when_due();
@@ -78,6 +80,7 @@ class MigrationRun {
     std::uint64_t freeze_us = 0, ship_us = 0, hold_us = 0, apply_us = 0, owner_us = 0, activate_us = 0;
   } phases_;
   std::chrono::steady_clock::time_point phase_began_;
+  std::uint64_t round_trip_us_ = 0;    // of a request to the target and its answer, without the work
   bool destroyed_ = false;
   std::chrono::steady_clock::time_point stuck_since_{};   // of the effect being repeated
   std::string last_error_;      // of any effect

@@ -11,8 +11,8 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr std::size_t kApplyPages = 1024;                    // of one request to the warden
-constexpr std::chrono::nanoseconds kClockMargin = 10ms;      // a new shadow's clocks are ahead by this
-constexpr std::chrono::nanoseconds kClockLeast = 2ms, kClockMost = 60ms;
+constexpr std::chrono::nanoseconds kClockMargin = 20ms;      // a new shadow's clocks are ahead by this
+constexpr std::chrono::nanoseconds kClockLeast = 2ms, kClockMost = 100ms;
 constexpr std::uint32_t kClockSamples = 16;                  // a slow network looks like a larger margin, never a smaller
 constexpr int kRebuildShare = 10;                            // rebuilding takes at most one part in so many of the time
 constexpr auto kFirstBackoff = 100ms;

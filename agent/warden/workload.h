@@ -131,6 +131,7 @@ class Workload {
   HeldProcess root_, keeper_;
   std::unique_ptr<backend::Attachment> attachment_;
   std::unique_ptr<backend::Build> build_;
+  std::chrono::steady_clock::time_point build_asked_{};   // when the request under way came
   std::uint64_t shadow_seq_ = 0;          // the checkpoint at which build_ stands; 0: it follows none
   std::uint64_t applying_seq_ = 0;        // on its way there: it stands nowhere whole
   std::unique_ptr<backend::Build> beside_;   // what will replace build_

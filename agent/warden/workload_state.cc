@@ -124,6 +124,7 @@ void Workload::expire_kept_freeze(std::uint64_t freeze) {
 }
 
 Result<void> Workload::build(const pb::BuildRequest& request) {
+  build_asked_ = std::chrono::steady_clock::now();
   if (request.beside()) return build_beside(request);
   std::string kind = request.manifest().backend().empty() ? around_.default_backend : request.manifest().backend();
   BATON_ASSIGN(backend::Backend * backend, find_backend(kind, ""));
@@ -197,7 +198,7 @@ backend::BuildTarget Workload::build_target(const pb::BuildRequest& request, con
   target.cgroup = cgroup;
   target.log_path = record_.log_path();
   target.exit_path = record_.exit_path();
-  target.away = std::chrono::nanoseconds(request.away_ns());
+  target.away = std::chrono::nanoseconds(request.away_ns()) + (std::chrono::steady_clock::now() - build_asked_);
   target.shadow = request.seq() != 0;
   return target;
 }

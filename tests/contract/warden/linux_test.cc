@@ -308,6 +308,7 @@ TEST_F(LinuxShadow, Followed_ActivatedOnlyAtItsCheckpoint_CountsOn) {
     auto followed = follow(seq);
     ASSERT_TRUE(followed) << followed.error().message();
     EXPECT_FALSE(followed->rebuild()) << followed->reason();
+    EXPECT_GT(followed->clock_ahead_ns(), 0) << "its clocks must not be behind the program's";
     EXPECT_EQ(listed("copy").shadow_seq(), seq);
   }
   EXPECT_EQ(log_of("copy"), "") << "it must not run";

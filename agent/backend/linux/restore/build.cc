@@ -27,7 +27,7 @@ constexpr std::uint64_t kAreaSearchStart = 0x10000000000, kAreaSearchStep = 2u <
 constexpr int kMaxNumber = 1 << 20;
 constexpr int kShadowNumbers = 1024;      // descriptors that a program may open while a shadow follows it
 constexpr int kShadowMakerPid = 30'000;
-constexpr std::chrono::milliseconds kMaxClockWait{50};
+constexpr std::chrono::milliseconds kMaxClockWait{500};   // to build another takes longer
 
 // An address that is free in every process, with room behind it for a vdso on its way.
 Result<std::uint64_t> find_area(const pb::LinuxState& state) {
@@ -215,8 +215,10 @@ class LinuxBuild final : public backend::Build {
     KeeperSettings settings;
     settings.new_network = !target_.spec.addresses().empty();
     settings.new_time = true;
-    std::int64_t wanted = static_cast<std::int64_t>(c_.state.monotonic_ns()) + target_.away.count();
-    std::int64_t wanted_boot = static_cast<std::int64_t>(c_.state.boottime_ns()) + target_.away.count();
+    // `away` was true when this build was asked for; time has gone on since.
+    const std::int64_t away = (target_.away + (std::chrono::steady_clock::now() - asked_)).count();
+    std::int64_t wanted = static_cast<std::int64_t>(c_.state.monotonic_ns()) + away;
+    std::int64_t wanted_boot = static_cast<std::int64_t>(c_.state.boottime_ns()) + away;
     std::int64_t now = read_clock(CLOCK_MONOTONIC).count(), boot = read_clock(CLOCK_BOOTTIME).count();
     settings.monotonic_offset_ns = wanted - (now - own_offset("monotonic"));
     settings.boottime_offset_ns = wanted_boot - (boot - own_offset("boottime"));
@@ -305,6 +307,7 @@ class LinuxBuild final : public backend::Build {
   Construction c_;
   std::optional<KeeperClient> keeper_;
   pid_t root_ = 0;
+  const std::chrono::steady_clock::time_point asked_ = std::chrono::steady_clock::now();
   backend::ActivationTimes times_;
   bool watched_ = false;
   bool activated_ = false;
