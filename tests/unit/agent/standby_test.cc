@@ -78,7 +78,7 @@ class ShadowWarden final : public Warden {
   };
   std::atomic<std::uint64_t> epoch_now{1};
   std::atomic<int> builds{0}, applies{0};
-  std::atomic<bool> refuse_next{false};                     // to follow: rebuild
+  std::atomic<bool> refuses{false};                         // to follow, until another is built
 
   std::uint64_t epoch() const override { return epoch_now; }
   void set_mishap(std::function<Result<void>(const std::string&)> mishap) {
@@ -107,6 +107,7 @@ class ShadowWarden final : public Warden {
     if (!request.beside() && slot) return make_error(Code::kConflict, "build", "in use");
     if (request.beside() && !built_) return make_error(Code::kNotFound, "build", "nothing to build beside");
     slot = Built{{}, request.seq(), false};
+    refuses = false;
     ++builds;
     return {};
   }
@@ -138,7 +139,7 @@ class ShadowWarden final : public Warden {
       return response;
     }
     if (request.has_manifest() == built_->half) return make_error(Code::kConflict, "shadow", "out of order");
-    if (request.has_manifest() && refuse_next.exchange(false)) {
+    if (request.has_manifest() && refuses) {
       response.set_rebuild(true);
       response.set_reason("it has other processes");
       return response;
@@ -384,7 +385,7 @@ TEST_F(StandbyTest, Hot_CannotFollow_AnotherIsBuiltBeside) {
   commit({{1, 1}});
   open(pb::MODE_HOT);
   ASSERT_TRUE(ready(pb::MODE_HOT));
-  warden_.refuse_next = true;
+  warden_.refuses = true;
   commit({{1, 2}});
   ASSERT_TRUE(ready(pb::MODE_HOT));
   expect_shadow_as_committed();
