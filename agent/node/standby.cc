@@ -13,7 +13,7 @@ using namespace std::chrono_literals;
 constexpr std::size_t kApplyPages = 1024;                    // of one request to the warden
 constexpr std::chrono::nanoseconds kClockMargin = 20ms;      // a new shadow's clocks are ahead by this
 constexpr std::chrono::nanoseconds kClockLeast = 2ms, kClockMost = 100ms;
-constexpr std::uint32_t kClockSamples = 16;                  // a slow network looks like a larger margin, never a smaller
+constexpr std::uint32_t kClockSamples = 16;
 constexpr int kRebuildShare = 10;                            // rebuilding takes at most one part in so many of the time
 constexpr auto kFirstBackoff = 100ms;
 constexpr auto kMaxBackoff = 5000ms;
@@ -287,13 +287,21 @@ std::chrono::nanoseconds Standby::age_of(const RestoreImage& image) const {
   return std::max(age, std::chrono::nanoseconds(0));
 }
 
+// Two bounds over some applies. What an apply tells is how far the clocks are ahead at the first
+// instant at which the checkpoint could be activated: that must not run out. How far they are
+// ahead of the program's, that is beyond its age, must not grow; it is taken low, since the
+// answer was under way.
 void Standby::watch_clock(const RestoreImage& image, std::int64_t ahead_ns) {
   if (image.local_freeze_boot_ns == 0) return;
-  const std::int64_t margin = ahead_ns - age_of(image).count();
-  clock_margin_ns_ = clock_samples_ == 0 ? margin : std::min(clock_margin_ns_, margin);
+  const std::int64_t beyond = ahead_ns - age_of(image).count();
+  clock_ahead_ns_ = clock_samples_ == 0 ? ahead_ns : std::min(clock_ahead_ns_, ahead_ns);
+  clock_beyond_ns_ = clock_samples_ == 0 ? beyond : std::min(clock_beyond_ns_, beyond);
   if (++clock_samples_ < kClockSamples) return;
-  clock_used_up_ = clock_margin_ns_ < kClockLeast.count() || clock_margin_ns_ > kClockMost.count();
-  if (clock_used_up_) spdlog::info("{}: its shadow's clocks are {} us ahead: it will be rebuilt", name_, clock_margin_ns_ / 1000);
+  clock_used_up_ = clock_ahead_ns_ < kClockLeast.count() || clock_beyond_ns_ > kClockMost.count();
+  if (clock_used_up_) {
+    spdlog::info("{}: its shadow's clocks are {} us ahead of a checkpoint that has come, {} us of the program: it will be rebuilt",
+                 name_, clock_ahead_ns_ / 1000, clock_beyond_ns_ / 1000);
+  }
   clock_samples_ = 0;
 }
 

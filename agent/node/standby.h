@@ -123,8 +123,9 @@ class Standby {
   std::uint64_t shadow_epoch_ = 0;        // of the warden that has it
   std::uint32_t failures_ = 0;
   std::chrono::steady_clock::time_point rebuild_not_before_{};
-  // What the shadow's clocks are ahead of the program's, as estimated: the least of the last applies.
-  std::int64_t clock_margin_ns_ = 0;
+  // What the shadow's clocks are ahead of a checkpoint as it is applied, and of the program: the
+  // least of the last applies.
+  std::int64_t clock_ahead_ns_ = 0, clock_beyond_ns_ = 0;
   std::uint32_t clock_samples_ = 0;
   bool clock_used_up_ = false;
 
