@@ -5,7 +5,9 @@
 #include <grpcpp/grpcpp.h>
 
 #include "base/log.h"
+#include "coordinator/request_text.h"
 #include "proto/coordinator.grpc.pb.h"
+#include "proto/operator.grpc.pb.h"
 #include "transport/rpc.h"
 
 namespace baton::coordinator {
@@ -19,23 +21,19 @@ constexpr std::chrono::milliseconds kListenerPoll{100};
 using transport::Identity;
 using transport::Role;
 
+const RpcRoles* entry_of(std::string_view rpc) {
+  for (const auto& entry : kRpcRoles) {
+    if (entry.rpc == rpc) return &entry;
+  }
+  return nullptr;
+}
+
 Result<Identity> authorize(const grpc::ServerContextBase& context, std::string_view rpc) {
   BATON_ASSIGN(auto who, transport::peer_identity(context));
-  for (const auto& entry : kRpcRoles) {
-    if (entry.rpc != rpc) continue;
-    if ((who.role == Role::kViewer && entry.viewer) ||
-        (who.role == Role::kOperator && entry.operator_) ||
-        (who.role == Role::kNode && entry.node)) {
-      return who;
-    }
-    const char* needed = entry.node && !entry.operator_ ? "node"
-                         : entry.viewer                 ? "viewer or operator"
-                                                        : "operator";
-    return make_error(Code::kNotAllowed, std::string(rpc),
-                      who.to_string() + " may not: it needs the role " + needed,
-                      "Use a certificate of that role (baton pki issue --role).");
-  }
-  return make_error(Code::kNotAllowed, std::string(rpc), "nobody may call it");
+  const RpcRoles* entry = entry_of(rpc);
+  if (!entry) return make_error(Code::kNotAllowed, std::string(rpc), "nobody may call it");
+  if (!may(who.role, *entry)) return not_allowed(who, rpc, *entry);
+  return who;
 }
 
 // A person's program takes kUnreachable as "the coordinator is": an unreachable node is
@@ -45,17 +43,52 @@ Error for_people(Error error) {
   return error;
 }
 
-class Service final : public pb::Coordinator::Service {
+// What both services do around each call: roles, audit, errors.
+class Desk {
  public:
-  explicit Service(Coordinator& coordinator) : coordinator_(coordinator) {}
+  explicit Desk(const OperatorSide& side) : side_(side) {}
+
+  template <typename Request>
+  pb::AuditEntry entry(const grpc::ServerContext& context, const char* rpc, const Request& request,
+                       const std::string& who) const {
+    pb::AuditEntry out;
+    out.set_who(who);
+    out.set_from(context.peer());
+    out.set_via("grpc");
+    out.set_action(rpc);
+    const RequestText text = request_text(request);
+    out.set_target(text.target);
+    out.set_detail(text.detail);
+    return out;
+  }
+  template <typename Request>
+  Result<Identity> admit(const grpc::ServerContext& context, const char* rpc,
+                         const Request& request) const {
+    auto who = authorize(context, rpc);
+    if (!who && side_.audit && entry_of(rpc) && entry_of(rpc)->audited) {
+      auto caller = transport::peer_identity(context);
+      auto refused = entry(context, rpc, request, caller ? caller->to_string() : "unknown");
+      refused.set_outcome("refused");
+      refused.set_problem(who.error().message());
+      if (auto done = side_.audit->append(std::move(refused)); !done) {
+        spdlog::error("a refusal was not audited: {}", done.error().message());
+      }
+    }
+    return who;
+  }
+  AuditLog* audit_of(const char* rpc) const {
+    const RpcRoles* row = entry_of(rpc);
+    return row && row->audited ? side_.audit : nullptr;
+  }
 
   // Answers `body(identity)`, a Result of the response, under the roles of `rpc`.
-  template <typename Response, typename Body>
-  grpc::Status answer(grpc::ServerContext* context, const char* rpc, Response* response,
-                      Body&& body) {
-    auto who = authorize(*context, rpc);
+  template <typename Request, typename Response, typename Body>
+  grpc::Status answer(grpc::ServerContext* context, const char* rpc, const Request& request,
+                      Response* response, Body&& body) const {
+    auto who = admit(*context, rpc, request);
     if (!who) return transport::to_status(who.error());
-    auto result = body(*who);
+    auto result = audited(audit_of(rpc), entry(*context, rpc, request, who->to_string()),
+                          [&] { return body(*who); });
     if (!result) {
       spdlog::debug("{} by {}: {}", rpc, who->to_string(), result.error().message());
       return transport::to_status(who->role == Role::kNode ? result.error()
@@ -65,25 +98,35 @@ class Service final : public pb::Coordinator::Service {
     return grpc::Status::OK;
   }
 
-  template <typename Message, typename Body>
-  grpc::Status stream(grpc::ServerContext* context, const char* rpc,
-                      grpc::ServerWriter<Message>* writer, Body&& body) {
-    auto who = authorize(*context, rpc);
+  template <typename Request, typename Message, typename Body>
+  grpc::Status stream(grpc::ServerContext* context, const char* rpc, const Request& request,
+                      grpc::ServerWriter<Message>* writer, Body&& body) const {
+    auto who = admit(*context, rpc, request);
     if (!who) return transport::to_status(who.error());
-    Result<void> result = body(*who, [&](const Message& message) {
-      return !context->IsCancelled() && writer->Write(message);
-    });
+    Result<void> result = audited(
+        audit_of(rpc), entry(*context, rpc, request, who->to_string()), [&]() -> Result<void> {
+          return body(*who, [&](const Message& message) {
+            return !context->IsCancelled() && writer->Write(message);
+          });
+        });
     if (!result) return transport::to_status(for_people(result.error()));
     return grpc::Status::OK;
   }
 
+ protected:
+  const OperatorSide side_;
+};
+
+class Service final : public pb::Coordinator::Service, private Desk {
+ public:
+  Service(Coordinator& coordinator, const OperatorSide& side)
+      : Desk(side), coordinator_(coordinator) {}
+
 #define BATON_UNARY(NAME, REQUEST, RESPONSE, EXPR)                                          \
   grpc::Status NAME(grpc::ServerContext* context, const REQUEST* request, RESPONSE* response) \
       override {                                                                            \
-    return answer(context, #NAME, response, [&]([[maybe_unused]] const Identity& who) {     \
-      (void)request;                                                                        \
-      return EXPR;                                                                          \
-    });                                                                                     \
+    return answer(context, #NAME, *request, response,                                       \
+                  [&]([[maybe_unused]] const Identity& who) { return EXPR; });              \
   }
   BATON_UNARY(ListNodes, pb::Empty, pb::ListNodesResponse, coordinator_.list_nodes())
   BATON_UNARY(ShowNode, pb::NodeName, pb::NodeInfo, coordinator_.show_node(request->name()))
@@ -111,13 +154,13 @@ class Service final : public pb::Coordinator::Service {
 
   grpc::Status Events(grpc::ServerContext* context, const pb::EventsRequest* request,
                       grpc::ServerWriter<pb::Event>* writer) override {
-    return stream(context, "Events", writer, [&](const Identity&, const Sink<pb::Event>& sink) {
+    return stream(context, "Events", *request, writer, [&](const Identity&, const Sink<pb::Event>& sink) {
       return coordinator_.events(*request, sink, [&] { return !context->IsCancelled(); });
     });
   }
   grpc::Status Logs(grpc::ServerContext* context, const pb::AgentLogsRequest* request,
                     grpc::ServerWriter<pb::LogChunk>* writer) override {
-    return stream(context, "Logs", writer, [&](const Identity&, const Sink<pb::LogChunk>& sink) {
+    return stream(context, "Logs", *request, writer, [&](const Identity&, const Sink<pb::LogChunk>& sink) {
       // A quiet program says nothing to notice the listener's end by.
       std::stop_source left;
       std::jthread watcher([&](std::stop_token done) {
@@ -131,24 +174,24 @@ class Service final : public pb::Coordinator::Service {
   }
   grpc::Status Migrate(grpc::ServerContext* context, const pb::MigrateWorkloadRequest* request,
                        grpc::ServerWriter<pb::MigrateProgress>* writer) override {
-    return stream(context, "Migrate", writer,
-                  [&](const Identity& who, const Sink<pb::MigrateProgress>& sink) {
-                    return coordinator_.migrate(*request, sink, who.to_string());
-                  });
+    return move(context, "Migrate", "migrate", *request, writer, request->detach(),
+                [&](const Identity& who, const Sink<pb::MigrateProgress>& sink) {
+                  return coordinator_.migrate(*request, sink, who.to_string());
+                });
   }
   grpc::Status Restore(grpc::ServerContext* context, const pb::RestoreWorkloadRequest* request,
                        grpc::ServerWriter<pb::RestoreProgress>* writer) override {
-    return stream(context, "Restore", writer,
-                  [&](const Identity& who, const Sink<pb::RestoreProgress>& sink) {
-                    return coordinator_.restore(*request, sink, who.to_string());
-                  });
+    return move(context, "Restore", "restore", *request, writer, false,
+                [&](const Identity& who, const Sink<pb::RestoreProgress>& sink) {
+                  return coordinator_.restore(*request, sink, who.to_string());
+                });
   }
   grpc::Status Failover(grpc::ServerContext* context, const pb::FailoverRequest* request,
                         grpc::ServerWriter<pb::RestoreProgress>* writer) override {
-    return stream(context, "Failover", writer,
-                  [&](const Identity& who, const Sink<pb::RestoreProgress>& sink) {
-                    return coordinator_.failover(*request, sink, who.to_string());
-                  });
+    return move(context, "Failover", "failover", *request, writer, false,
+                [&](const Identity& who, const Sink<pb::RestoreProgress>& sink) {
+                  return coordinator_.failover(*request, sink, who.to_string());
+                });
   }
 
   grpc::Status Session(
@@ -179,12 +222,85 @@ class Service final : public pb::Coordinator::Service {
   }
 
  private:
+  // A movement that its caller watches, recorded for everybody else. It is recorded on when the
+  // caller has left: only the writing to him ends then.
+  template <typename Request, typename Progress, typename Body>
+  grpc::Status move(grpc::ServerContext* context, const char* rpc, const char* kind,
+                    const Request& request, grpc::ServerWriter<Progress>* writer, bool detach,
+                    Body&& body) {
+    return stream(context, rpc, request, writer,
+                  [&](const Identity& who, const Sink<Progress>& sink) -> Result<void> {
+                    if (!side_.movements) return body(who, sink);
+                    std::string from;
+                    if (auto shown = coordinator_.show_workload(request.name())) {
+                      from = shown->ownership().owner();
+                    }
+                    const auto id = side_.movements->begin(kind, request.name(), from,
+                                                           request.to(), who.to_string());
+                    bool there = true;
+                    Result<void> outcome = body(who, [&](const Progress& progress) {
+                      side_.movements->progress(id, progress);
+                      there = there && sink(progress);
+                      return true;
+                    });
+                    if (outcome && detach) {
+                      side_.movements->detach(id);
+                    } else {
+                      side_.movements->end(id, outcome);
+                    }
+                    return outcome;
+                  });
+  }
+
   Coordinator& coordinator_;
+};
+
+class OperatorService final : public pb::Operator::Service, private Desk {
+ public:
+  explicit OperatorService(const OperatorSide& side) : Desk(side) {}
+
+  grpc::Status DashboardLink(grpc::ServerContext* context, const pb::Empty* request,
+                             pb::DashboardLinkResponse* response) override {
+    return answer(context, "DashboardLink", *request, response,
+                  [&](const Identity& who) -> Result<pb::DashboardLinkResponse> {
+                    if (!side_.logins || side_.dashboard_url.empty()) {
+                      return make_error(Code::kUnsupported, "dashboard",
+                                        "this coordinator serves none",
+                                        "Start it with --web IP:PORT.");
+                    }
+                    pb::DashboardLinkResponse out;
+                    out.set_token(side_.logins->make_link(who));
+                    out.set_url(side_.dashboard_url);
+                    out.set_valid_s(static_cast<std::uint32_t>(kLinkLife.count()));
+                    return out;
+                  });
+  }
+  grpc::Status ListMovements(grpc::ServerContext* context, const pb::Empty* request,
+                             pb::ListMovementsResponse* response) override {
+    return answer(context, "ListMovements", *request, response,
+                  [&](const Identity&) -> Result<pb::ListMovementsResponse> {
+                    pb::ListMovementsResponse out;
+                    if (!side_.movements) return out;
+                    for (auto& one : side_.movements->list()) *out.add_movements() = std::move(one);
+                    return out;
+                  });
+  }
+  grpc::Status Audit(grpc::ServerContext* context, const pb::AuditRequest* request,
+                     grpc::ServerWriter<pb::AuditEntry>* writer) override {
+    return stream(context, "Audit", *request, writer,
+                  [&](const Identity&, const Sink<pb::AuditEntry>& sink) -> Result<void> {
+                    if (!side_.audit) {
+                      return make_error(Code::kUnsupported, "audit", "no audit log is kept here");
+                    }
+                    return side_.audit->read(*request, sink);
+                  });
+  }
 };
 
 class Server final : public CoordinatorServer {
  public:
-  explicit Server(Coordinator& coordinator) : service_(coordinator) {}
+  Server(Coordinator& coordinator, const OperatorSide& side)
+      : service_(coordinator, side), operator_(side) {}
   ~Server() override { shutdown(); }
   int port() const override { return server_->port(); }
   void shutdown() override {
@@ -192,6 +308,7 @@ class Server final : public CoordinatorServer {
   }
 
   Service service_;
+  OperatorService operator_;
   std::unique_ptr<transport::RpcServer> server_;
   bool down_ = false;
 };
@@ -200,12 +317,14 @@ class Server final : public CoordinatorServer {
 
 Result<std::unique_ptr<CoordinatorServer>> CoordinatorServer::start(const std::string& address,
                                                                     const transport::TlsFiles& tls,
-                                                                    Coordinator& coordinator) {
-  auto server = std::make_unique<Server>(coordinator);
+                                                                    Coordinator& coordinator,
+                                                                    const OperatorSide& side) {
+  auto server = std::make_unique<Server>(coordinator, side);
   transport::RpcServerOptions options;
   options.max_threads = kMaxRpcThreads;
   BATON_ASSIGN(server->server_,
-               transport::RpcServer::start(address, tls, {&server->service_}, options));
+               transport::RpcServer::start(address, tls, {&server->service_, &server->operator_},
+                                           options));
   return std::unique_ptr<CoordinatorServer>(std::move(server));
 }
 

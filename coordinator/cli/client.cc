@@ -7,6 +7,7 @@
 
 #include "coordinator/cli/units.h"
 #include "proto/coordinator.grpc.pb.h"
+#include "proto/operator.grpc.pb.h"
 #include "transport/rpc.h"
 
 namespace baton::cli {
@@ -19,7 +20,8 @@ class GrpcClient final : public Client {
   GrpcClient(std::string address, std::shared_ptr<grpc::Channel> channel)
       : address_(std::move(address)),
         channel_(std::move(channel)),
-        stub_(pb::Coordinator::NewStub(channel_)) {}
+        stub_(pb::Coordinator::NewStub(channel_)),
+        operator_(pb::Operator::NewStub(channel_)) {}
 
   Result<void> greet() {
     std::chrono::microseconds timeout = kConnectTimeout;
@@ -117,6 +119,19 @@ class GrpcClient final : public Client {
     grpc::ClientContext context;
     return stream("events", context, stub_->Events(&context, request), sink);
   }
+  Result<pb::DashboardLinkResponse> dashboard_link() override {
+    return unary_of<pb::DashboardLinkResponse>(*operator_, "dashboard",
+                                               &pb::Operator::Stub::DashboardLink, pb::Empty());
+  }
+  Result<pb::ListMovementsResponse> list_movements() override {
+    return unary_of<pb::ListMovementsResponse>(*operator_, "list movements",
+                                               &pb::Operator::Stub::ListMovements, pb::Empty());
+  }
+  Result<void> audit(const pb::AuditRequest& request,
+                     const Sink<pb::AuditEntry>& sink) override {
+    grpc::ClientContext context;
+    return stream("audit", context, operator_->Audit(&context, request), sink);
+  }
   Result<void> logs(const pb::AgentLogsRequest& request, const Sink<pb::LogChunk>& sink) override {
     grpc::ClientContext context;
     return stream("logs", context, stub_->Logs(&context, request), sink);
@@ -125,15 +140,21 @@ class GrpcClient final : public Client {
  private:
   using Stub = pb::Coordinator::Stub;
 
-  template <typename Response, typename Method, typename Request>
-  Result<Response> unary(const char* operation, Method method, const Request& request,
-                         std::chrono::nanoseconds timeout = kCallTimeout) {
+  template <typename Response, typename Service, typename Method, typename Request>
+  Result<Response> unary_of(Service& service, const char* operation, Method method,
+                            const Request& request,
+                            std::chrono::nanoseconds timeout = kCallTimeout) {
     grpc::ClientContext context;
     transport::set_deadline(context, timeout);
     Response response;
-    const grpc::Status status = ((*stub_).*method)(&context, request, &response);
+    const grpc::Status status = (service.*method)(&context, request, &response);
     if (!status.ok()) return transport::from_status(status, operation, peer());
     return response;
+  }
+  template <typename Response, typename Method, typename Request>
+  Result<Response> unary(const char* operation, Method method, const Request& request,
+                         std::chrono::nanoseconds timeout = kCallTimeout) {
+    return unary_of<Response>(*stub_, operation, method, request, timeout);
   }
   template <typename Message>
   Result<void> stream(const char* operation, grpc::ClientContext& context,
@@ -168,6 +189,7 @@ class GrpcClient final : public Client {
   const std::string address_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<Stub> stub_;
+  const std::unique_ptr<pb::Operator::Stub> operator_;
   pb::VersionInfo version_;
 };
 

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "proto/coordinator.pb.h"
+#include "proto/operator.pb.h"
 
 namespace baton::cli {
 
@@ -39,6 +40,8 @@ class Client {
   virtual Result<pb::CheckpointInfo> checkpoint(const pb::CheckpointNowRequest& request) = 0;
   virtual Result<void> abort_migration(const std::string& name) = 0;
   virtual Result<pb::AgentInspectResponse> inspect(const pb::InspectWorkloadRequest& request) = 0;
+  virtual Result<pb::DashboardLinkResponse> dashboard_link() = 0;
+  virtual Result<pb::ListMovementsResponse> list_movements() = 0;
 
   // Streams run until they end or the sink answers false; a zero timeout is none.
   virtual Result<void> migrate(const pb::MigrateWorkloadRequest& request,
@@ -51,6 +54,8 @@ class Client {
                                 const Sink<pb::RestoreProgress>& sink,
                                 std::chrono::nanoseconds timeout) = 0;
   virtual Result<void> events(const pb::EventsRequest& request, const Sink<pb::Event>& sink) = 0;
+  virtual Result<void> audit(const pb::AuditRequest& request,
+                             const Sink<pb::AuditEntry>& sink) = 0;
   virtual Result<void> logs(const pb::AgentLogsRequest& request, const Sink<pb::LogChunk>& sink) = 0;
 };
 

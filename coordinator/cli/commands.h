@@ -22,6 +22,8 @@ struct Context {
   int exit = kExitDone;
 
   bool json() const { return output == "json"; }
+  bool wide() const { return output == "wide"; }
+  bool names() const { return output == "name"; }
   Result<std::unique_ptr<Client>> connect() const {
     return Client::connect(coordinator, tls_dir);
   }
@@ -38,13 +40,16 @@ struct Context {
   }
 };
 
-// A verb that talks to the coordinator: with --coordinator, --tls-dir and --output.
+// A verb that talks to the coordinator: with --coordinator, --tls-dir and --output; a listing
+// of named things also knows --output wide and name.
 CLI::App* add_verb(CLI::App& parent, Context& context, const std::string& name,
-                   const std::string& help);
+                   const std::string& help, bool listing = false);
 
 void add_cluster_commands(CLI::App& app, Context& context);   // node, events, version, engines to come
 void add_workload_commands(CLI::App& app, Context& context);  // run … logs, checkpoint(s)
 void add_movement_commands(CLI::App& app, Context& context);  // migrate, failover, restore
+void add_operator_commands(CLI::App& app, Context& context);  // dashboard, audit
+void add_live_commands(CLI::App& app, Context& context);      // wait, top
 void add_pki_commands(CLI::App& app, Context& context);
 void add_completion_command(CLI::App& app, Context& context);
 

@@ -1,18 +1,22 @@
 // node, events, version, and the verbs whose engine is not there yet.
 #include "coordinator/cli/commands.h"
 #include "coordinator/cli/render.h"
+#include "coordinator/cli/watch.h"
 
 namespace baton::cli {
 
 CLI::App* add_verb(CLI::App& parent, Context& context, const std::string& name,
-                   const std::string& help) {
+                   const std::string& help, bool listing) {
   CLI::App* verb = parent.add_subcommand(name, help);
   verb->add_option("--coordinator", context.coordinator, "IP:PORT of the coordinator")
       ->envname("BATON_COORDINATOR");
   verb->add_option("--tls-dir", context.tls_dir, "folder with ca.crt, tls.crt and tls.key")
       ->envname("BATON_TLS_DIR");
-  verb->add_option("-o,--output", context.output, "table or json")
-      ->check(CLI::IsMember({"table", "json"}));
+  const std::vector<std::string> formats =
+      listing ? std::vector<std::string>{"table", "wide", "json", "name"}
+              : std::vector<std::string>{"table", "json"};
+  verb->add_option("-o,--output", context.output, listing ? "table, wide, json or name" : "table or json")
+      ->check(CLI::IsMember(formats));
   return verb;
 }
 
@@ -34,26 +38,33 @@ void add_missing(CLI::App& parent, Context& context, const std::string& name,
 void add_cluster_commands(CLI::App& app, Context& context) {
   CLI::App* node = app.add_subcommand("node", "nodes of the cluster");
   node->require_subcommand(1);
-  add_verb(*node, context, "ls", "list the nodes")->callback([&context] {
-    context.with_client([&](Client& client) -> Result<int> {
-      BATON_ASSIGN(auto nodes, client.list_nodes());
-      if (context.json()) {
-        Json list = Json::array();
-        for (const auto& one : nodes.nodes()) list.push_back(node_json(one));
-        print_json(list);
-      } else {
-        print(nodes_table(nodes));
-      }
-      return kExitDone;
+  {
+    CLI::App* verb = add_verb(*node, context, "ls", "list the nodes", true);
+    auto watch = std::make_shared<bool>(false);
+    verb->add_flag("-w,--watch", *watch, "go on, until Ctrl-C");
+    verb->callback([&context, watch] {
+      list_or_watch(context, *watch, [&context, watch](Client& client) -> Result<std::string> {
+        BATON_ASSIGN(auto nodes, client.list_nodes());
+        if (context.json()) {
+          Json list = Json::array();
+          for (const auto& one : nodes.nodes()) list.push_back(node_json(one));
+          return json_text(list, *watch);
+        }
+        if (!context.names()) return nodes_table(nodes, context.wide());
+        std::string out;
+        for (const auto& one : nodes.nodes()) out += printable(one.name()) + "\n";
+        return out;
+      });
     });
-  });
+  }
   {
     CLI::App* verb = add_verb(*node, context, "show", "what a node is and can do");
     auto name = std::make_shared<std::string>();
     verb->add_option("NODE", *name, "the node")->required();
     verb->callback([&context, name] {
       context.with_client([&](Client& client) -> Result<int> {
-        BATON_ASSIGN(auto info, client.show_node(*name));
+        BATON_ASSIGN(const std::string whole, node_named(client, *name));
+        BATON_ASSIGN(auto info, client.show_node(whole));
         if (context.json()) {
           print_json(node_json(info));
         } else {
@@ -120,7 +131,6 @@ void add_cluster_commands(CLI::App& app, Context& context) {
       }
     });
   }
-  add_missing(app, context, "top", "live view of all workloads");
   add_missing(app, context, "diff", "compare two checkpoints");
   add_missing(app, context, "analyze", "duplication in checkpoints");
   add_missing(app, context, "export", "a checkpoint as a core file");

@@ -5,6 +5,7 @@
 #include "coordinator/cli/progress.h"
 #include "coordinator/cli/render.h"
 #include "coordinator/cli/units.h"
+#include "coordinator/cli/watch.h"
 
 namespace baton::cli {
 namespace {
@@ -85,6 +86,12 @@ void add_migrate(CLI::App& app, Context& context) {
       return;
     }
     context.with_client([&](Client& client) -> Result<int> {
+      BATON_ASSIGN(flags->name, workload_named(client, flags->name));
+      request.set_name(flags->name);
+      if (!flags->to.empty()) {
+        BATON_ASSIGN(flags->to, node_named(client, flags->to));
+        request.set_to(flags->to);
+      }
       if (flags->abort) {
         BATON_TRY(client.abort_migration(flags->name));
         note("the migration of " + flags->name + " is being ended");
@@ -160,6 +167,10 @@ void add_failover(CLI::App& app, Context& context) {
       return;
     }
     context.with_client([&](Client& client) -> Result<int> {
+      BATON_ASSIGN(flags->name, workload_named(client, flags->name));
+      if (!flags->to.empty()) {
+        BATON_ASSIGN(flags->to, node_named(client, flags->to));
+      }
       pb::FailoverRequest request;
       request.set_name(flags->name);
       request.set_to(flags->to);
@@ -205,6 +216,10 @@ void add_restore(CLI::App& app, Context& context) {
       return;
     }
     context.with_client([&](Client& client) -> Result<int> {
+      BATON_ASSIGN(checkpoint->name, workload_named(client, checkpoint->name));
+      if (!flags->to.empty()) {
+        BATON_ASSIGN(flags->to, node_named(client, flags->to));
+      }
       pb::RestoreWorkloadRequest request;
       request.set_name(checkpoint->name);
       request.set_seq(checkpoint->seq);

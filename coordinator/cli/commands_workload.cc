@@ -1,13 +1,16 @@
 // run, protect, apply, delete, ls, show, logs, checkpoint, checkpoints.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "coordinator/cli/commands.h"
+#include "coordinator/cli/names.h"
 #include "coordinator/cli/render.h"
 #include "coordinator/cli/spec_fields.h"
 #include "coordinator/cli/spec_file.h"
 #include "coordinator/cli/units.h"
+#include "coordinator/cli/watch.h"
 
 namespace baton::cli {
 namespace {
@@ -205,6 +208,13 @@ void add_delete(CLI::App& app, Context& context) {
   verb->add_flag("--stop", *stop, "stop the program even if it was only protected");
   verb->callback([&context, name, yes, stop] {
     context.with_client([&](Client& client) -> Result<int> {
+      // What destroys takes no abbreviation; a near name is suggested.
+      BATON_ASSIGN(auto known, workload_names(client));
+      if (std::find(known.begin(), known.end(), *name) == known.end()) {
+        const std::string hint = did_you_mean(*name, known);
+        return make_error(Code::kNotFound, "delete", "no workload named " + *name,
+                          hint.empty() ? "See baton ls." : hint);
+      }
       BATON_ASSIGN(auto info, client.show_workload(*name));
       const bool stops = info.spec().origin() != pb::ORIGIN_PROTECT || *stop;
       if (stops && !*yes) {
@@ -236,34 +246,38 @@ void add_workload_commands(CLI::App& app, Context& context) {
   add_protect(app, context);
   add_apply(app, context);
   add_delete(app, context);
-  add_verb(app, context, "ls", "list the workloads")->callback([&context] {
-    context.with_client([&](Client& client) -> Result<int> {
-      BATON_ASSIGN(auto workloads, client.list_workloads());
-      if (context.json()) {
-        Json list = Json::array();
-        for (const auto& info : workloads.workloads()) list.push_back(workload_json(info));
-        print_json(list);
-      } else {
-        print(workloads_table(workloads));
-      }
-      return kExitDone;
+  {
+    CLI::App* verb = add_verb(app, context, "ls", "list the workloads", true);
+    auto watch = std::make_shared<bool>(false);
+    verb->add_flag("-w,--watch", *watch, "go on, until Ctrl-C");
+    verb->callback([&context, watch] {
+      list_or_watch(context, *watch, [&context, watch](Client& client) -> Result<std::string> {
+        BATON_ASSIGN(auto workloads, client.list_workloads());
+        if (context.json()) {
+          Json list = Json::array();
+          for (const auto& info : workloads.workloads()) list.push_back(workload_json(info));
+          return json_text(list, *watch);
+        }
+        if (!context.names()) return workloads_table(workloads, context.wide());
+        std::string out;
+        for (const auto& info : workloads.workloads()) out += printable(info.spec().name()) + "\n";
+        return out;
+      });
     });
-  });
+  }
   {
     CLI::App* verb = add_verb(app, context, "show", "everything about a workload");
     auto name = std::make_shared<std::string>();
     auto why = std::make_shared<bool>(false);
     verb->add_option("NAME", *name, "the workload")->required();
     verb->add_flag("--why", *why, "also why it runs where it does");
-    verb->callback([&context, name, why] {
-      context.with_client([&](Client& client) -> Result<int> {
-        BATON_ASSIGN(auto info, client.show_workload(*name));
-        if (context.json()) {
-          print_json(workload_json(info));
-        } else {
-          print(workload_text(info, *why));
-        }
-        return kExitDone;
+    auto watch = std::make_shared<bool>(false);
+    verb->add_flag("-w,--watch", *watch, "go on, until Ctrl-C");
+    verb->callback([&context, name, why, watch] {
+      list_or_watch(context, *watch, [&context, name, why, watch](Client& client) -> Result<std::string> {
+        BATON_ASSIGN(const std::string whole, workload_named(client, *name));
+        BATON_ASSIGN(auto info, client.show_workload(whole));
+        return context.json() ? json_text(workload_json(info), *watch) : workload_text(info, *why);
       });
     });
   }
@@ -275,8 +289,9 @@ void add_workload_commands(CLI::App& app, Context& context) {
     verb->add_flag("-f,--follow", *follow, "go on with what it writes from now on");
     verb->callback([&context, name, follow] {
       context.with_client([&](Client& client) -> Result<int> {
+        BATON_ASSIGN(const std::string whole, workload_named(client, *name));
         pb::AgentLogsRequest request;
-        request.set_name(*name);
+        request.set_name(whole);
         request.set_follow(*follow);
         BATON_TRY(client.logs(request, [](const pb::LogChunk& chunk) {
           print(chunk.data());
@@ -299,14 +314,15 @@ void add_workload_commands(CLI::App& app, Context& context) {
         return;
       }
       context.with_client([&](Client& client) -> Result<int> {
+        BATON_ASSIGN(const std::string whole, workload_named(client, *name));
         pb::CheckpointNowRequest request;
-        request.set_name(*name);
+        request.set_name(whole);
         request.set_timeout_us(*us);
         BATON_ASSIGN(auto info, client.checkpoint(request));
         if (context.json()) {
           print_json(checkpoint_json(info));
         } else {
-          print(*name + "@" + std::to_string(info.seq()) + ", pause " +
+          print(whole + "@" + std::to_string(info.seq()) + ", pause " +
                 format_duration_us(info.pause_us()) + ", " +
                 std::to_string(info.pages_changed()) + " of " +
                 std::to_string(info.pages_total()) + " pages changed\n");
@@ -321,7 +337,8 @@ void add_workload_commands(CLI::App& app, Context& context) {
     verb->add_option("NAME", *name, "the workload")->required();
     verb->callback([&context, name] {
       context.with_client([&](Client& client) -> Result<int> {
-        BATON_ASSIGN(auto list, client.list_checkpoints(*name));
+        BATON_ASSIGN(const std::string whole, workload_named(client, *name));
+        BATON_ASSIGN(auto list, client.list_checkpoints(whole));
         if (context.json()) {
           Json json = Json::array();
           for (const auto& info : list.checkpoints()) json.push_back(checkpoint_json(info));

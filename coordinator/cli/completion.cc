@@ -1,5 +1,6 @@
 // completion SHELL: scripts made from the parser itself, so that they never differ from it.
 #include "coordinator/cli/commands.h"
+#include "coordinator/cli/watch.h"
 
 namespace baton::cli {
 namespace {
@@ -8,15 +9,24 @@ struct Verb {
   std::string path;  // "node show"
   std::string help;
   std::vector<std::string> words;  // sub-verbs and flags
+  std::string names;               // what its argument names: workloads, nodes, or nothing
 };
 
+// Flags whose value names a node.
+constexpr const char* kNodeFlags = "--to|--node|--standby";
+
 void walk(const CLI::App& app, const std::string& path, std::vector<Verb>& out) {
-  Verb verb{path, app.get_description(), {}};
+  Verb verb{path, app.get_description(), {}, {}};
   for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) {
-    verb.words.push_back(sub->get_name());
+    if (!sub->get_name().starts_with("__")) verb.words.push_back(sub->get_name());
   }
   for (const CLI::Option* option : app.get_options([](const CLI::Option*) { return true; })) {
     for (const auto& name : option->get_lnames()) verb.words.push_back("--" + name);
+    if (!option->get_positional()) continue;
+    // A new workload's name is nobody's yet.
+    const std::string argument = option->get_name();
+    if (argument == "NODE") verb.names = "nodes";
+    if (argument.starts_with("NAME") && path != "run" && path != "protect") verb.names = "workloads";
   }
   out.push_back(verb);
   for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) {
@@ -28,13 +38,13 @@ std::string bash(const std::vector<Verb>& verbs) {
   std::string out =
       "# bash completion of baton; load with: source <(baton completion bash)\n"
       "_baton() {\n"
-      "  local word path=\"\" i words=\"\"\n"
+      "  local word path=\"\" i words=\"\" names=\"\"\n"
       "  for ((i = 1; i < COMP_CWORD; i++)); do\n"
       "    word=\"${COMP_WORDS[i]}\"\n"
       "    [ \"$word\" = -- ] && return\n"
       "    case \"$path $word\" in\n";
   for (const auto& verb : verbs) {
-    if (!verb.path.empty()) {
+    if (!verb.path.empty() && !verb.path.starts_with("__")) {
       const auto space = verb.path.rfind(' ');
       const std::string parent = space == std::string::npos ? "" : verb.path.substr(0, space);
       const std::string last = space == std::string::npos ? verb.path : verb.path.substr(space + 1);
@@ -43,9 +53,19 @@ std::string bash(const std::vector<Verb>& verbs) {
   }
   out += "    esac\n  done\n  case \"$path\" in\n";
   for (const auto& verb : verbs) {
-    out += "    \"" + verb.path + "\") words=\"" + join(verb.words, " ") + "\" ;;\n";
+    if (verb.path.starts_with("__")) continue;
+    out += "    \"" + verb.path + "\") words=\"" + join(verb.words, " ") + "\"" +
+           (verb.names.empty() ? "" : "; names=" + verb.names) + " ;;\n";
   }
   out +=
+      "  esac\n"
+      "  case \"${COMP_WORDS[COMP_CWORD-1]}\" in\n"
+      "    " + std::string(kNodeFlags) + ") words=\"\"; names=nodes ;;\n"
+      "  esac\n"
+      "  # The names that there are now; quietly none when the coordinator does not answer.\n"
+      "  case \"${COMP_WORDS[COMP_CWORD]}\" in\n"
+      "    -*) ;;\n"
+      "    *) [ -n \"$names\" ] && words=\"$words $(BATON_CONNECT_TIMEOUT=1s baton __names $names 2>/dev/null)\" ;;\n"
       "  esac\n"
       "  COMPREPLY=($(compgen -W \"$words\" -- \"${COMP_WORDS[COMP_CWORD]}\"))\n"
       "}\n"
@@ -72,7 +92,11 @@ std::string fish(const std::vector<Verb>& verbs) {
                      "__fish_seen_subcommand_from " + rest.substr(0, at);
       }
     }
+    if (!verb.names.empty()) {
+      out += "complete -c baton -n " + quoted(condition) + " -f -a '(baton __names " + verb.names + " 2>/dev/null)'\n";
+    }
     for (const auto& word : verb.words) {
+      if (word.starts_with("__")) continue;
       out += "complete -c baton -n " + quoted(condition);
       out += word.starts_with("--") ? " -l " + word.substr(2) : " -f -a " + word;
       out += "\n";
@@ -97,7 +121,25 @@ std::string completion_script(const CLI::App& app, const std::string& shell) {
   return {};
 }
 
+// __names workloads|nodes: one per line, for the scripts above.
+void add_names_command(CLI::App& app, Context& context) {
+  auto kind = std::make_shared<std::string>();
+  CLI::App* verb = add_verb(app, context, "__names", "");
+  verb->group("");  // not in the help
+  verb->add_option("KIND", *kind, "workloads or nodes")
+      ->required()
+      ->check(CLI::IsMember({"workloads", "nodes"}));
+  verb->callback([&context, kind] {
+    context.with_client([&](Client& client) -> Result<int> {
+      BATON_ASSIGN(auto names, *kind == "nodes" ? node_names(client) : workload_names(client));
+      for (const auto& name : names) print(printable(name) + "\n");
+      return kExitDone;
+    });
+  });
+}
+
 void add_completion_command(CLI::App& app, Context& context) {
+  add_names_command(app, context);
   auto shell = std::make_shared<std::string>();
   CLI::App* verb = app.add_subcommand("completion", "a completion script for bash, zsh or fish");
   verb->add_option("SHELL", *shell, "bash, zsh or fish")

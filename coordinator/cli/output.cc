@@ -27,9 +27,11 @@ int print_error(const Error& error) {
 
 void note(const std::string& text) { std::fprintf(stderr, "%s\n", printable(text).c_str()); }
 
-void print_json(const Json& json) {
-  print(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+std::string json_text(const Json& json, bool one_line) {
+  return json.dump(one_line ? -1 : 2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
+
+void print_json(const Json& json) { print(json_text(json)); }
 
 void print(const std::string& text) {
   std::fwrite(text.data(), 1, text.size(), stdout);

@@ -24,6 +24,8 @@ int print_error(const Error& error);
 void note(const std::string& text);  // to stderr
 
 void print_json(const Json& json);  // to stdout, one document and a newline
+// The document and a newline; `one_line`: for streams of documents.
+std::string json_text(const Json& json, bool one_line = false);
 
 // Columns as wide as their content; without headers when there are no rows but a note.
 class Table {

@@ -69,12 +69,28 @@ Json node_json(const pb::NodeInfo& node) {
           {"standby_for", list_of(node.standby_for())}};
 }
 
-std::string nodes_table(const pb::ListNodesResponse& nodes) {
-  Table table({"NODE", "STATE", "ADDRESS", "ARCH", "MEMORY FREE", "WORKLOADS", "STANDBY FOR"});
+std::string nodes_table(const pb::ListNodesResponse& nodes, bool wide) {
+  std::vector<std::string> headers = {"NODE", "STATE", "ADDRESS", "ARCH", "MEMORY FREE", "WORKLOADS",
+                                      "STANDBY FOR"};
+  if (wide) {
+    for (const char* more : {"CPUS", "MEMORY", "STORE", "DISK FREE", "LAST SEEN", "KERNEL", "VERSION"}) {
+      headers.push_back(more);
+    }
+  }
+  Table table(headers);
   for (const auto& node : nodes.nodes()) {
-    table.row({node.name(), node.state(), node.rpc_address(), dash(node.facts().arch()),
-               format_bytes(node.facts().memory_free_bytes()),
-               dash(join(strings(node.workloads()))), dash(join(strings(node.standby_for())))});
+    const auto& facts = node.facts();
+    std::vector<std::string> row = {node.name(), node.state(), node.rpc_address(), dash(facts.arch()),
+                                    format_bytes(facts.memory_free_bytes()),
+                                    dash(join(strings(node.workloads()))),
+                                    dash(join(strings(node.standby_for())))};
+    if (wide) {
+      row.insert(row.end(), {std::to_string(facts.cpus()), format_bytes(facts.memory_bytes()),
+                             format_bytes(facts.store_bytes()), format_bytes(facts.disk_free_bytes()),
+                             format_duration_us(node.last_seen_us_ago()), dash(facts.kernel()),
+                             dash(facts.version())});
+    }
+    table.row(std::move(row));
   }
   return table.text();
 }
@@ -169,16 +185,30 @@ Json workload_json(const pb::WorkloadInfo& info) {
   return out;
 }
 
-std::string workloads_table(const pb::ListWorkloadsResponse& list) {
-  Table table({"NAME", "STATE", "NODE", "PID", "STANDBYS", "MODE", "COMMITTED", "LAG", "PAUSE P50"});
+std::string workloads_table(const pb::ListWorkloadsResponse& list, bool wide) {
+  std::vector<std::string> headers = {"NAME", "STATE", "NODE", "PID", "STANDBYS", "MODE", "COMMITTED",
+                                      "LAG", "PAUSE P50"};
+  if (wide) {
+    for (const char* more : {"PAUSE P99", "INTERVAL", "INCARNATION", "MEMORY", "TRACKER", "PROBLEM"}) {
+      headers.push_back(more);
+    }
+  }
+  Table table(headers);
   for (const auto& info : list.workloads()) {
     const auto& status = info.status();
-    table.row({info.spec().name(), status.state(), dash(status.node()),
+    std::vector<std::string> row = {info.spec().name(), status.state(), dash(status.node()),
                status.pid() ? std::to_string(status.pid()) : "-",
                dash(join(strings(info.spec().standbys()))), mode_name(info.spec().mode()),
                status.last_committed() ? "@" + std::to_string(status.last_committed()) : "-",
                status.last_committed() ? format_duration_us(status.lag_us()) : "-",
-               status.pause().p50_us() ? format_duration_us(status.pause().p50_us()) : "-"});
+               status.pause().p50_us() ? format_duration_us(status.pause().p50_us()) : "-"};
+    if (wide) {
+      row.insert(row.end(),
+                 {status.pause().p99_us() ? format_duration_us(status.pause().p99_us()) : "-",
+                  format_duration_us(status.interval_us()), std::to_string(info.ownership().incarnation()),
+                  format_bytes(status.memory_bytes()), dash(status.tracker()), dash(status.problem())});
+    }
+    table.row(std::move(row));
   }
   return table.text();
 }
@@ -258,6 +288,26 @@ std::string event_line(const pb::Event& event) {
                         ? ""
                         : "  (" + event.who() + ")")) +
          "\n";
+}
+
+Json audit_json(const pb::AuditEntry& entry) {
+  return {{"id", entry.id()},           {"time", format_wall_ns(entry.wall_ns())},
+          {"wall_ns", entry.wall_ns()}, {"who", entry.who()},
+          {"from", entry.from()},       {"via", entry.via()},
+          {"action", entry.action()},   {"target", entry.target()},
+          {"detail", entry.detail()},   {"outcome", entry.outcome()},
+          {"problem", entry.problem()}, {"begun_id", entry.begun_id()}};
+}
+
+std::string audit_table(const std::vector<pb::AuditEntry>& entries) {
+  Table table({"ID", "TIME", "WHO", "FROM", "ACTION", "ON", "OUTCOME", "DETAIL"});
+  for (const auto& entry : entries) {
+    table.row({std::to_string(entry.id()), format_wall_ns(entry.wall_ns()), entry.who(),
+               entry.from(), entry.action(), dash(entry.target()),
+               entry.outcome() + (entry.begun_id() ? " (" + std::to_string(entry.begun_id()) + ")" : ""),
+               entry.problem().empty() ? entry.detail() : entry.problem()});
+  }
+  return table.text();
 }
 
 Json handover_json(const pb::MigrateReport& report) {

@@ -5,15 +5,16 @@
 
 #include "coordinator/cli/output.h"
 #include "proto/coordinator.pb.h"
+#include "proto/operator.pb.h"
 
 namespace baton::cli {
 
 Json node_json(const pb::NodeInfo& node);
-std::string nodes_table(const pb::ListNodesResponse& nodes);
+std::string nodes_table(const pb::ListNodesResponse& nodes, bool wide = false);
 std::string node_text(const pb::NodeInfo& node);
 
 Json workload_json(const pb::WorkloadInfo& info);
-std::string workloads_table(const pb::ListWorkloadsResponse& list);
+std::string workloads_table(const pb::ListWorkloadsResponse& list, bool wide = false);
 std::string workload_text(const pb::WorkloadInfo& info, bool why);
 
 Json checkpoint_json(const pb::CheckpointInfo& info);
@@ -21,6 +22,9 @@ std::string checkpoints_table(const pb::ListCheckpointsResponse& list);
 
 Json event_json(const pb::Event& event);
 std::string event_line(const pb::Event& event);
+
+Json audit_json(const pb::AuditEntry& entry);
+std::string audit_table(const std::vector<pb::AuditEntry>& entries);
 
 Json verdict_json(const pb::Verdict& verdict);
 std::string verdicts_table(const google::protobuf::RepeatedPtrField<pb::Verdict>& verdicts);
