@@ -12,6 +12,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -68,10 +69,29 @@ struct CaptureOptions {
 struct CaptureStats {
   RoundStats pages;
   std::chrono::nanoseconds pause{}, stop{}, scan{}, copy{}, state{}, resume{};
+  std::uint64_t output_epoch = 0;         // of NetworkHold::mark_output
   std::uint64_t verify_pages = 0;
   std::uint64_t verify_differences = 0;
   std::string verify_first;               // the first difference, for a person
 };
+
+// The network of a workload that has one of its own, as its freeze needs it.
+class NetworkHold {
+ public:
+  virtual ~NetworkHold() = default;
+  // From here on nothing that arrives reaches the workload's sockets; what comes from outside
+  // is kept. Fails: then nothing is held.
+  virtual Result<void> hold() = 0;
+  // Everything arrives again, what was kept first. Safe when nothing is held.
+  virtual void release() = 0;
+  // Output commit: what the workload has sent so far belongs to the capture under way. 0: it
+  // is not held.
+  virtual std::uint64_t mark_output() = 0;
+};
+
+// Gives the network namespace of `member` its interface: called once, before anything of the
+// workload runs in it. Empty: a namespace with nothing but `lo`.
+using EquipNetwork = std::function<Result<void>(pid_t member)>;
 
 struct AttachTarget {
   pid_t root = 0;               // as this process sees it
@@ -79,6 +99,7 @@ struct AttachTarget {
   pid_t keeper = 0;             // 0: none (protect); its processes are never captured
   std::string tracker;          // empty or "auto": the best available
   pb::WorkloadSpec spec;
+  NetworkHold* network = nullptr;   // outlives the attachment; null: the node's network
 };
 
 // A workload under protection: tracked, between checkpoints not stopped and not traced.
@@ -112,6 +133,10 @@ struct BuildTarget {
   // It will stand by and follow later checkpoints: what must not be seen of a program that
   // does not run (a listening port, a socket that takes datagrams) comes at activation.
   bool shadow = false;
+  EquipNetwork equip;              // with addresses in the spec
+  // Called by activate once every socket is there: from then on frames may come. May be empty.
+  std::function<Result<void>()> connect;
+  bool connections = false;        // the manifest is the newest state: TCP connections go on, else they are reset
 };
 
 // What an apply left to be done or known.
