@@ -28,6 +28,7 @@ LinuxAttachment::LinuxAttachment(const backend::AttachTarget& target) : target_(
 }
 
 LinuxAttachment::~LinuxAttachment() {
+  release_network();
   tracer_.run([&] { kept_.reset(); });
 }
 
@@ -319,6 +320,7 @@ Result<backend::RoundStats> LinuxAttachment::do_round(backend::PageSink& sink,
 Result<void> LinuxAttachment::thaw() {
   Result<void> outcome = {};
   tracer_.run([&] {
+    release_network();
     if (kept_) outcome = kept_->release();
     kept_.reset();
   });
@@ -332,6 +334,7 @@ Result<void> LinuxAttachment::destroy() {
       outcome = make_error(Code::kInvalid, "destroy", "the workload is not frozen");
       return;
     }
+    network_held_ = false;   // stays held: its sockets end without a word to their peers
     outcome = kept_->kill_all();
     kept_.reset();
   });

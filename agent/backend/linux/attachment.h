@@ -63,6 +63,9 @@ class LinuxAttachment final : public backend::Attachment {
   Result<void> capture_frozen(Freeze& freeze, const backend::CaptureOptions& options,
                               backend::PageSink& sink, backend::CaptureStats& stats, Captured& out);
   Result<void> order_tree(StoppedTree& tree);
+  Result<void> let_connections_settle(std::unique_ptr<Freeze>& freeze);
+  Result<void> hold_network();
+  void release_network();
   void write_manifest(const Captured& captured, pb::Manifest& manifest);
   void prove_files(const Captured& captured, pb::Manifest& manifest);
 
@@ -74,6 +77,7 @@ class LinuxAttachment final : public backend::Attachment {
   state::StateContext state_;
   std::uint64_t next_object_ = 1;
   std::unique_ptr<Freeze> kept_;                   // after keep_frozen
+  bool network_held_ = false;                      // what arrives is held: with kept_, until it ends
   PtraceThread tracer_;
 };
 

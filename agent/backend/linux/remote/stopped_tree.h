@@ -29,6 +29,7 @@ struct StoppedTree {
   pid_t keeper = 0;                        // 0: none; never among the processes
   pid_t root = 0;
   const pb::WorkloadSpec* spec = nullptr;
+  bool connections = false;                // this state will be the newest: TCP connections are read too
 };
 
 }  // namespace baton::linux_backend

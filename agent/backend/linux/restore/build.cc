@@ -117,7 +117,9 @@ class LinuxBuild final : public backend::Build {
     }
     c_.first_number = c_.next_number = highest + 1 + (c_.shadow ? kShadowNumbers : 0);
     BATON_TRY(start_keeper());
+    c_.connections = target_.connections;
     BATON_TRY(open_files(c_));
+    BATON_TRY(settle_connections(c_));
     BATON_TRY(make_processes(c_));
     for (auto& [pid, process] : c_.processes) {
       if (process.threads.empty()) continue;
@@ -188,7 +190,10 @@ class LinuxBuild final : public backend::Build {
     } else if (behind.count() > 0) {
       std::this_thread::sleep_for(behind);   // they never run backwards
     }
-    if (std::exchange(c_.shadow, false)) BATON_TRY(open_late_files(c_));
+    if (std::exchange(c_.shadow, false)) {
+      BATON_TRY(open_late_files(c_));
+      BATON_TRY(settle_connections(c_));
+    }
     BATON_TRY(seal());
     // What it holds open must not keep pipes and sockets alive; it ends once the program runs.
     BATON_TRY(c_.maker().checked("close_range", "template process", SYS_close_range, {0, ~0u, 0}));
@@ -198,6 +203,8 @@ class LinuxBuild final : public backend::Build {
     times_.finish = std::chrono::steady_clock::now() - begin;
     BATON_TRY(keeper_->watch(root_pid(c_.state)));
     watched_ = true;
+    if (target_.connect) BATON_TRY(target_.connect());
+    BATON_TRY(resume_connections(c_));
     if (paused) BATON_TRY(freeze());
     for (auto& [pid, process] : c_.processes) BATON_TRY(release_process(process));
     activated_ = true;
@@ -228,6 +235,7 @@ class LinuxBuild final : public backend::Build {
     settings.cgroup = target_.cgroup;
     BATON_ASSIGN(KeeperClient keeper, KeeperClient::start(settings));
     keeper_.emplace(std::move(keeper));
+    if (settings.new_network && target_.equip) BATON_TRY(target_.equip(keeper_->pid()));
     int pid = spare_pid(c_.state, c_.shadow);
     BATON_ASSIGN(pid_t here, keeper_->spawn(pid, c_.area, kAreaBytes));
     int needed = c_.first_number + 64 + 2 * c_.state.open_files_size() + 4 * c_.state.pipes_size() + 2 * c_.state.unix_pairs_size() + manifest_.objects_size() + (c_.shadow ? kShadowNumbers : 0);

@@ -35,6 +35,11 @@ struct SharedObject {
   std::uint64_t size_bytes = 0;
 };
 
+struct LiveConnection {
+  Fd ours;                                 // a copy of the descriptor
+  const pb::Socket* socket = nullptr;
+};
+
 struct Construction {
   const pb::Manifest* manifest = nullptr;
   pb::LinuxState state;
@@ -51,6 +56,9 @@ struct Construction {
   std::vector<int> open_numbers;           // LinuxState.open_files index -> descriptor number; -1: comes at activation
   std::map<int, BuiltProcess> processes;   // by PID inside
   std::map<std::uint64_t, int> private_owner;  // memory object -> PID inside
+  bool connections = false;                // TCP connections go on; else they are found reset
+  std::vector<LiveConnection> live;
+  std::vector<LiveConnection> waiting;     // datagram sockets whose queue is filled once all are bound
   Puppet& maker() { return template_process.front(); }
 };
 
@@ -63,6 +71,12 @@ Result<void> make_objects(Construction& c);
 Result<void> open_files(Construction& c);
 Result<int> open_socket(Construction& c, const pb::OpenFile& file, std::map<std::uint32_t, std::pair<int, int>>& pairs);
 Result<void> open_some(Construction& c, const std::vector<int>& which);      // fills open_numbers
+Result<Fd> fetch(pid_t pid, int number);   // our copy of a descriptor of that process
+// connections.cc: into `fd`, a fresh socket of the template; then once all are there; then at activation.
+Result<void> open_connection(Construction& c, int fd, const pb::Socket& socket);
+Result<void> open_datagrams(Construction& c, int fd, const pb::Socket& socket);
+Result<void> settle_connections(Construction& c);
+Result<void> resume_connections(Construction& c);
 Result<void> place_descriptors(Construction& c, BuiltProcess& process);
 Result<void> set_watches(Construction& c, BuiltProcess& process);            // until they are what the state says
 Result<void> set_record_locks(Construction& c, BuiltProcess& process);

@@ -65,6 +65,7 @@ Result<Launched> launch(const LaunchSpec& launch) {
   settings.exit_path = launch.exit_path;
   settings.cgroup = launch.cgroup;
   BATON_ASSIGN(KeeperClient keeper, KeeperClient::start(settings));
+  if (settings.new_network && launch.equip) BATON_TRY(launch.equip(keeper.pid()));
   BATON_ASSIGN(pid_t root, keeper.launch(kProgramPid, strings));
   Launched launched{root, keeper.pid()};
   BATON_TRY(keeper.watch(kProgramPid));

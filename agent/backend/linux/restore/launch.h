@@ -15,6 +15,7 @@
 
 #include <string>
 
+#include "agent/backend/backend.h"
 #include "base/error.h"
 #include "proto/workload.pb.h"
 
@@ -25,6 +26,7 @@ struct LaunchSpec {
   std::string cgroup;         // existing cgroup v2 folder; keeper and program are put into it. Empty: stay
   std::string log_path;       // appended to; rotated to log_path + ".1" at 16 MiB
   std::string exit_path;      // the wait status in decimal, once the program has ended
+  backend::EquipNetwork equip;   // may be empty
 };
 
 struct Launched {

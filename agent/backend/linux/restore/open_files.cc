@@ -238,6 +238,8 @@ class Opener {
   bool drain_ = false;
 };
 
+}  // namespace
+
 Result<Fd> fetch(pid_t pid, int number) {
   Fd process = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   if (!process) return errno_error("pidfd_open", std::to_string(pid));
@@ -245,8 +247,6 @@ Result<Fd> fetch(pid_t pid, int number) {
   if (got < 0) return errno_error("pidfd_getfd", std::to_string(number));
   return Fd::adopt(got);
 }
-
-}  // namespace
 
 // A datagram that comes before its time would be taken by a program that does not run; watches
 // of files would fill up; a kind that is not known here may be as particular.

@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "agent/backend/linux/restore/construction.h"
+#include "agent/backend/linux/restore/tcp.h"
 
 namespace baton::restore {
 namespace {
@@ -50,6 +51,8 @@ class SocketMaker {
   Result<int> make(std::map<std::uint32_t, std::pair<int, int>>& pairs) {
     switch (socket_.kind()) {
       case pb::SOCKET_RESET: return reset();
+      case pb::SOCKET_TCP:
+      case pb::SOCKET_TCP_CONNECTING: return goes_on() ? connection() : reset();
       case pb::SOCKET_UNIX_PAIR:
       case pb::SOCKET_UNIX_LONELY: return from_pair(pairs);
       case pb::SOCKET_PLAIN:
@@ -95,10 +98,25 @@ class SocketMaker {
     if (socket_.kind() == pb::SOCKET_LISTENING && !c_.shadow) {   // else: open_late_files
       BATON_TRY(checked("listen", describe(socket_.local()), SYS_listen, {u(fd), u(socket_.backlog())}));
     }
+    if (socket_.has_datagrams()) BATON_TRY(open_datagrams(c_, fd, socket_));
     if (socket_.kind() == pb::SOCKET_UDP_CONNECTED) {
       BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(socket_.peer()))));
       BATON_TRY(checked("connect", describe(socket_.peer()), SYS_connect, {u(fd), at, socket_.peer().size()}));
     }
+    return fd;
+  }
+
+  // A checkpoint that was never meant to be the last one does not hold the connection itself.
+  bool goes_on() const { return c_.connections && (socket_.kind() == pb::SOCKET_TCP_CONNECTING || socket_.has_tcp()); }
+
+  Result<int> connection() {
+    BATON_ASSIGN(int fd, checked("socket", "TCP connection", SYS_socket,
+                                 {u(socket_.domain()), static_cast<std::uint64_t>(socket_.type()) | SOCK_CLOEXEC, u(socket_.protocol())}));
+    for (const auto& o : socket_.options()) {
+      if (o.level() == SOL_SOCKET && o.name() == SO_BINDTODEVICE && needs_settling(socket_)) continue;
+      BATON_TRY(option(fd, o.level(), o.name(), o.value().data(), o.value().size()));
+    }
+    BATON_TRY(open_connection(c_, fd, socket_));
     return fd;
   }
 

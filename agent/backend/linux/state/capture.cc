@@ -59,7 +59,10 @@ Result<void> capture_state(StoppedTree& tree, StateContext& context, pb::LinuxSt
   options.spec = tree.spec;
   options.keeper = tree.keeper;
   options.report = report;
-  BATON_TRY(read_descriptors(processes, options, out, impl.objects));
+  options.guard = tree.connections ? &impl.guard : nullptr;
+  auto read = read_descriptors(processes, options, out, impl.objects);
+  impl.guard.uncover();
+  BATON_TRY(read);
   if (refused) return refusal(*refused);
   for (auto& process : tree.processes) {
     auto& state = *find_or_add(out, process.ns_pid);

@@ -51,9 +51,13 @@ class Reader {
     }
     sockets_.spec = options_.spec;
     sockets_.out = &out_;
+    sockets_.guard = options_.guard;
+    sockets_.stopped = !options_.running;
     sockets_.any_pid = processes.empty() ? 0 : processes.front().pid;
     for (const auto& f : found_) {
-      if (S_ISSOCK(f.stat.st_mode)) sockets_.inside.insert(f.stat.st_ino);
+      if (!S_ISSOCK(f.stat.st_mode)) continue;
+      sockets_.inside.insert(f.stat.st_ino);
+      if (f.copy && options_.spec->tcp() == pb::TCP_ESTABLISHED) sockets_.note_ends(f.copy.get(), f.stat.st_ino);
     }
     for (auto& f : found_) BATON_TRY(take(f));
     for (auto& f : found_) {

@@ -14,6 +14,7 @@
 
 #include "agent/backend/linux/remote/proc.h"
 #include "agent/backend/linux/state/state.h"
+#include "agent/backend/linux/state/tcp.h"
 #include "base/fd.h"
 
 namespace baton::linux_backend::state {
@@ -23,6 +24,7 @@ struct StateContext::Impl {
   std::vector<DescriptorObject> objects;         // of the last capture
   std::string vdso_digest;
   std::vector<pb::XsaveComponent> xsave_layout;
+  RepairGuard guard;
 };
 
 // A process as the descriptor reader sees it.
@@ -75,6 +77,17 @@ struct SocketReader {
   std::map<std::uint64_t, std::uint32_t> receive_queues;  // packets or connections waiting, by inode
   bool peers_known = false;
   pid_t any_pid = 0;                             // whose network namespace counts
+  bool stopped = false;                          // queues may be read
+  bool groups_known = false;
+  std::vector<std::pair<std::uint32_t, std::string>> groups;   // of any_pid's network: interface, sockaddr
+  RepairGuard* guard = nullptr;                  // set: TCP connections are read; else only judged
+  std::map<std::string, std::uint64_t> tcp_ends; // local and peer name of every connection inside -> inode
+
+  Result<void> read_datagrams(int fd, pb::Socket& socket, std::string& refused);   // udp.cc
+  Result<void> read_netlink(int fd, pb::Socket& socket, std::string& refused, std::string& differs);
+  void note_ends(int fd, std::uint64_t inode);   // sockets.cc: before any is read
+  // sockets.cc: a TCP socket that is neither closed nor listening.
+  Result<void> read_tcp(int fd, int state, pb::Socket& socket, std::string& refused, std::string& differs);
 
   // Fills file.socket from our copy `fd`. A refusal goes into `detail`.
   Result<void> read(int fd, std::uint64_t inode, pb::OpenFile& file, std::string& refused, std::string& differs);
@@ -87,6 +100,7 @@ void read_socket_options(int fd, pb::Socket& socket);
 struct DescriptorOptions {
   const pb::WorkloadSpec* spec = nullptr;
   pid_t keeper = 0;
+  RepairGuard* guard = nullptr;   // set: TCP connections are read
   bool running = false;       // inspect: descriptors may come and go meanwhile
   Report report;              // refusals and differences
   Report captured;            // may be empty; every descriptor that is taken as it is

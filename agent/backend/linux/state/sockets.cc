@@ -1,6 +1,9 @@
 // Sockets of the internet families; those of AF_UNIX are in unix_sockets.cc.
+#include <linux/netlink.h>
+#include <netinet/icmp6.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -32,12 +35,39 @@ std::string peer_name(int fd) {
   return std::string(reinterpret_cast<const char*>(&raw), bytes);
 }
 
+bool is_loopback(const std::string& name) {
+  sockaddr_storage raw{};
+  std::memcpy(&raw, name.data(), std::min(name.size(), sizeof raw));
+  if (raw.ss_family == AF_INET) return (ntohl(reinterpret_cast<const sockaddr_in&>(raw).sin_addr.s_addr) >> 24) == 127;
+  const auto& six = reinterpret_cast<const sockaddr_in6&>(raw).sin6_addr;
+  return IN6_IS_ADDR_LOOPBACK(&six) || (IN6_IS_ADDR_V4MAPPED(&six) && six.s6_addr[12] == 127);
+}
+
+// Equal for the two ends of one connection when swapped, whether an end is v6-mapped or not.
+std::string end_key(const std::string& name) {
+  sockaddr_storage raw{};
+  std::memcpy(&raw, name.data(), std::min(name.size(), sizeof raw));
+  if (raw.ss_family == AF_INET) {
+    const auto& in = reinterpret_cast<const sockaddr_in&>(raw);
+    return std::string(reinterpret_cast<const char*>(&in.sin_addr), 4) + std::string(reinterpret_cast<const char*>(&in.sin_port), 2);
+  }
+  const auto& in = reinterpret_cast<const sockaddr_in6&>(raw);
+  bool mapped = IN6_IS_ADDR_V4MAPPED(&in.sin6_addr);
+  return std::string(reinterpret_cast<const char*>(&in.sin6_addr) + (mapped ? 12 : 0), mapped ? 4 : 16) +
+         std::string(reinterpret_cast<const char*>(&in.sin6_port), 2);
+}
+
 bool has_port(const std::string& name) {
   sockaddr_storage raw{};
   std::memcpy(&raw, name.data(), std::min(name.size(), sizeof raw));
   if (raw.ss_family == AF_INET) return reinterpret_cast<const sockaddr_in&>(raw).sin_port != 0;
   if (raw.ss_family == AF_INET6) return reinterpret_cast<const sockaddr_in6&>(raw).sin6_port != 0;
   return false;
+}
+
+bool has_waiting(int fd) {
+  pollfd waiting{fd, POLLIN, 0};
+  return ::poll(&waiting, 1, 0) == 1 && (waiting.revents & POLLIN) != 0;
 }
 
 struct Option { int level, name; bool tcp; };
@@ -52,6 +82,11 @@ constexpr Option kOptions[] = {
     {IPPROTO_IP, IP_RECVTTL, false}, {IPPROTO_IP, IP_RECVTOS, false}, {IPPROTO_IP, IP_MTU_DISCOVER, false},
     {IPPROTO_IP, IP_FREEBIND, false}, {IPPROTO_IP, IP_TRANSPARENT, false}, {IPPROTO_IP, IP_RECVERR, false},
     {IPPROTO_IP, IP_MULTICAST_TTL, false}, {IPPROTO_IP, IP_MULTICAST_LOOP, false},
+    {IPPROTO_IP, IP_MULTICAST_ALL, false}, {IPPROTO_IP, IP_RECVORIGDSTADDR, false}, {IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, false},
+    {IPPROTO_IPV6, IPV6_MULTICAST_IF, false}, {IPPROTO_IPV6, IPV6_MULTICAST_HOPS, false},
+    {IPPROTO_IPV6, IPV6_MULTICAST_LOOP, false}, {IPPROTO_IPV6, IPV6_RECVTCLASS, false},
+    {IPPROTO_IPV6, IPV6_RECVHOPLIMIT, false}, {IPPROTO_IPV6, IPV6_MTU_DISCOVER, false},
+    {IPPROTO_IP, IP_HDRINCL, false}, {SOL_RAW, 1 /* ICMP_FILTER, linux/icmp.h */, false}, {IPPROTO_ICMPV6, ICMP6_FILTER, false},
     {IPPROTO_IPV6, IPV6_V6ONLY, false}, {IPPROTO_IPV6, IPV6_RECVPKTINFO, false},
     {IPPROTO_IPV6, IPV6_UNICAST_HOPS, false}, {IPPROTO_IPV6, IPV6_TCLASS, false}, {IPPROTO_IPV6, IPV6_RECVERR, false},
     {IPPROTO_TCP, TCP_NODELAY, true}, {IPPROTO_TCP, TCP_KEEPIDLE, true}, {IPPROTO_TCP, TCP_KEEPINTVL, true},
@@ -88,7 +123,8 @@ void read_socket_options(int fd, pb::Socket& socket) {
   for (const auto& o : kOptions) {
     if (o.tcp && !tcp) continue;
     if (o.level != SOL_SOCKET && socket.domain() == AF_UNIX) continue;
-    if (o.level == IPPROTO_IPV6 && socket.domain() != AF_INET6) continue;
+    if ((o.level == IPPROTO_IPV6 || o.level == IPPROTO_ICMPV6) && socket.domain() != AF_INET6) continue;
+    if (o.level != SOL_SOCKET && socket.domain() == AF_NETLINK) continue;
     std::string value = raw_option(fd, o);
     auto known = usual.find(o.level * 1000 + o.name);
     if (value.empty() || (known != usual.end() && known->second == value)) continue;
@@ -110,8 +146,9 @@ Result<void> SocketReader::read(int fd, std::uint64_t inode, pb::OpenFile& file,
     read_socket_options(fd, socket);
     return {};
   }
+  if (socket.domain() == AF_NETLINK) return read_netlink(fd, socket, refused, differs);
   if (socket.domain() != AF_INET && socket.domain() != AF_INET6) {
-    const char* name = socket.domain() == AF_NETLINK ? "netlink sockets are" : socket.domain() == AF_PACKET ? "packet sockets are" : nullptr;
+    const char* name = socket.domain() == AF_PACKET ? "packet sockets are" : nullptr;
     refused = name != nullptr ? std::string(name) + " not supported" : "sockets of family " + std::to_string(socket.domain()) + " are not supported";
     return {};
   }
@@ -122,12 +159,18 @@ Result<void> SocketReader::read(int fd, std::uint64_t inode, pb::OpenFile& file,
     std::string peer = peer_name(fd);
     socket.set_kind(peer.empty() ? pb::SOCKET_PLAIN : pb::SOCKET_UDP_CONNECTED);
     socket.set_peer(peer);
-    int waiting = 0;
-    if (::ioctl(fd, FIONREAD, &waiting) == 0 && waiting > 0) differs = "UDP datagrams that wait to be received are not taken along";
+    return stopped ? read_datagrams(fd, socket, refused) : Result<void>();
+  }
+  if (socket.type() == SOCK_RAW) {
+    std::string peer = peer_name(fd);
+    socket.set_local(local);
+    socket.set_peer(peer);
+    socket.set_kind(peer.empty() ? pb::SOCKET_PLAIN : pb::SOCKET_UDP_CONNECTED);
+    if (has_waiting(fd)) differs = "packets that wait in this raw socket are not taken along";
     return {};
   }
   if (socket.type() != SOCK_STREAM || socket.protocol() != IPPROTO_TCP) {
-    refused = socket.type() == SOCK_RAW ? "raw sockets are not supported" : "IP protocol " + std::to_string(socket.protocol()) + " is not supported";
+    refused = socket.type() == SOCK_DGRAM && socket.protocol() == IPPROTO_ICMP ? "ICMP sockets that are not raw are not supported" : "IP protocol " + std::to_string(socket.protocol()) + " is not supported";
     return {};
   }
   tcp_info info{};
@@ -143,15 +186,98 @@ Result<void> SocketReader::read(int fd, std::uint64_t inode, pb::OpenFile& file,
       socket.set_kind(pb::SOCKET_PLAIN);
       return {};
     default:
-      if (spec->tcp() != pb::TCP_CLOSE) {
-        refused = spec->tcp() == pb::TCP_ESTABLISHED ? "connected TCP sockets cannot be taken along yet; --tcp close resets them after a move"
-                                                    : "it is a connected TCP socket; with --tcp close the program sees it reset after a move";
-        return {};
-      }
-      socket.set_kind(pb::SOCKET_RESET);
-      differs = "the connection is reset after a move (--tcp close)";
+      return read_tcp(fd, info.tcpi_state, socket, refused, differs);
+  }
+}
+
+// Those that only ask and listen; what they are told is the machine's, not the program's.
+Result<void> SocketReader::read_netlink(int fd, pb::Socket& socket, std::string& refused, std::string& differs) {
+  switch (socket.protocol()) {
+    case NETLINK_ROUTE: case NETLINK_SOCK_DIAG: case NETLINK_KOBJECT_UEVENT: case NETLINK_GENERIC: break;
+    default:
+      refused = "netlink sockets of protocol " + std::to_string(socket.protocol()) + " are not supported";
       return {};
   }
+  socket.set_kind(pb::SOCKET_PLAIN);
+  sockaddr_nl own{};
+  socklen_t bytes = sizeof own;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &bytes) != 0) return errno_error("getsockname", "netlink socket");
+  own.nl_groups = 0;
+  if (own.nl_pid != 0) socket.set_local(reinterpret_cast<const char*>(&own), sizeof own);
+  read_socket_options(fd, socket);
+  auto keep = [&](int name, int value) {
+    auto& saved = *socket.add_options();
+    saved.set_level(SOL_NETLINK);
+    saved.set_name(name);
+    saved.set_value(reinterpret_cast<const char*>(&value), sizeof value);
+  };
+  for (int name : {NETLINK_PKTINFO, NETLINK_BROADCAST_ERROR, NETLINK_NO_ENOBUFS, NETLINK_LISTEN_ALL_NSID, NETLINK_CAP_ACK,
+                   NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK}) {
+    if (int value = integer_option(fd, SOL_NETLINK, name); value > 0) keep(name, value);
+  }
+  std::uint32_t joined[32] = {};
+  bytes = sizeof joined;
+  if (::getsockopt(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, joined, &bytes) == 0) {
+    for (int group = 1; group <= 32 * 32; ++group) {
+      if ((joined[(group - 1) / 32] >> ((group - 1) % 32) & 1) != 0) keep(NETLINK_ADD_MEMBERSHIP, group);
+    }
+  }
+  if (has_waiting(fd)) differs = "messages that wait in this netlink socket are not taken along";
+  return {};
+}
+
+void SocketReader::note_ends(int fd, std::uint64_t inode) {
+  std::string peer = peer_name(fd);
+  if (peer.empty() || (peer.size() != sizeof(sockaddr_in) && peer.size() != sizeof(sockaddr_in6))) return;
+  tcp_ends[end_key(own_name(fd)) + end_key(peer)] = inode;
+}
+
+Result<void> SocketReader::read_tcp(int fd, int state, pb::Socket& socket, std::string& refused, std::string& differs) {
+  if (spec->tcp() == pb::TCP_CLOSE) {
+    socket.set_kind(pb::SOCKET_RESET);
+    differs = "the connection is reset after a move (--tcp close)";
+    return {};
+  }
+  if (spec->tcp() != pb::TCP_ESTABLISHED) {
+    refused = "it is a connected TCP socket; with --tcp close the program sees it reset after a move, with --tcp established it is taken along";
+    return {};
+  }
+  const std::string local = own_name(fd);
+  std::string peer = peer_name(fd);
+  if (state == TCP_SYN_SENT) {
+    BATON_ASSIGN(peer, connecting_to(any_pid, socket.inode()));
+    socket.set_local(local);
+    socket.set_peer(peer);
+    socket.set_kind(peer.empty() ? pb::SOCKET_RESET : pb::SOCKET_TCP_CONNECTING);
+    differs = "its handshake is under way, and begins anew after a move";
+    return {};
+  }
+  if (peer.empty()) {   // reset by the peer or timed out, which the program has yet to see
+    socket.set_kind(pb::SOCKET_RESET);
+    return {};
+  }
+  if (is_loopback(local) || is_loopback(peer)) {
+    if (!tcp_ends.contains(end_key(peer) + end_key(local)) && !spec->addresses().empty()) {
+      // In a network namespace of its own nobody else can be the other end.
+      if (state == TCP_ESTABLISHED) {
+        socket.set_kind(pb::SOCKET_RESET);
+        differs = "its other end waits to be accepted, and is reset after a move";
+        return {};
+      }
+    } else if (!tcp_ends.contains(end_key(peer) + end_key(local))) {
+      refused = "the other end of this loopback connection is outside the workload, or has been closed";
+      return {};
+    }
+  } else if (spec->addresses().empty()) {
+    refused = "it is a connected TCP socket of the node's own address, which stays; --tcp established takes along connections of an "
+              "--address of the workload and of loopback";
+    return {};
+  }
+  socket.set_local(local);
+  socket.set_peer(peer);
+  socket.set_kind(pb::SOCKET_TCP);
+  if (guard == nullptr) return {};
+  return read_connection(fd, *guard, *socket.mutable_tcp(), refused);
 }
 
 }  // namespace baton::linux_backend::state
