@@ -90,6 +90,16 @@ Result<void> check_spec(const pb::WorkloadSpec& spec) {
       return invalid("address '" + address + "' is not ADDRESS/BITS", "Like 10.77.0.50/24.");
     }
   }
+  if (spec.origin() == pb::ORIGIN_PROTECT && spec.addresses_size() > 0) {
+    return invalid("a program that runs already stays in the network it is in, and can have no address of its own",
+                   "Start it with run --address, or leave the address out.");
+  }
+  if (spec.output_commit() && spec.addresses_size() == 0) {
+    return invalid("output_commit needs an address of the workload's own", "Give --address.");
+  }
+  if (spec.output_commit() && spec.standbys_size() == 0 && spec.standby_count() == 0 && !spec.keep_local()) {
+    return invalid("output_commit needs a standby: output waits for its commit", "Give --standby.");
+  }
   for (const auto& volume : spec.volumes()) {
     if (volume.empty() || volume.front() != '/') {
       return invalid("volume '" + volume + "' is not an absolute path");
@@ -118,7 +128,7 @@ void fill_defaults(pb::WorkloadSpec& spec) {
   if (spec.durability() == pb::DURABILITY_UNSPECIFIED) {
     spec.set_durability(pb::DURABILITY_FLUSHED);
   }
-  if (spec.tcp() == pb::TCP_UNSPECIFIED) spec.set_tcp(pb::TCP_REFUSE);
+  if (spec.tcp() == pb::TCP_UNSPECIFIED) spec.set_tcp(spec.output_commit() ? pb::TCP_ESTABLISHED : pb::TCP_REFUSE);
   if (spec.external_unix() == pb::EXTERNAL_UNIX_UNSPECIFIED) {
     spec.set_external_unix(pb::EXTERNAL_UNIX_REFUSE);
   }
@@ -134,7 +144,7 @@ SpecDifference compare_specs(const pb::WorkloadSpec& now, const pb::WorkloadSpec
   static const std::vector<std::string> kChangeable = {
       "mode",         "interval_us", "durability", "on_exit",      "max_slowdown",
       "max_lag_us",   "priority",    "tracker",    "copier",       "retention",
-      "keep_local",   "verify",      "tcp",        "external_unix", "output_commit",
+      "keep_local",   "verify",      "tcp",        "external_unix",
       "with_files",   "standbys",    "standby_count"};
   static const std::vector<std::string> kIgnored = {"domain", "hash_key", "node"};
   SpecDifference out;

@@ -331,6 +331,10 @@ void Node::give_up_workload(const std::string& name, const std::string& why) {
 // ------------------------------------------------------------------ the warden
 
 void Node::on_warden_event(const pb::WardenEvent& event) {
+  if (event.output_waits()) {
+    if (auto workload = find(event.workload())) workload->output_waits();
+    return;
+  }
   if (!event.exited()) return;
   post([this, name = event.workload(), status = event.wait_status()] { process_ended(name, status); });
 }

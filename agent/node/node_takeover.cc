@@ -113,6 +113,11 @@ Result<Node::TakenOver> Node::run_cold(const TakeOver& order, const std::string&
                                                          (missing.size() > 1 ? " and others" : ""));
   }
   pb::BuildRequest build;
+  if (order.spec.output_commit() && order.as.empty()) {
+    // Nothing has left the workload that its newest committed checkpoint does not explain.
+    auto tip = env_.store->tip(name);
+    build.set_connections(tip && *tip && (*tip)->seq == image->seq);
+  }
   build.set_workload(name);
   *build.mutable_manifest() = image->manifest;
   *build.mutable_spec() = order.spec;

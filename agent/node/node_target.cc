@@ -144,6 +144,7 @@ Result<pb::BuildTargetResponse> Node::build_target(const pb::BuildTargetRequest&
   *build.mutable_spec() = request.spec();
   build.set_away_ns(request.away_ns());
   build.set_incarnation(request.incarnation() + 1);
+  build.set_connections(true);   // the source is frozen at this checkpoint, or will be at the last that is applied
   StoreSource source(*env_.store, image.identity, image.hasher);
   auto built = point ? build_and_fill(*env_.warden, source, image, build, {}) : point;
   if (!built) {
@@ -219,6 +220,7 @@ Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTarge
       *build.mutable_manifest() = image.manifest;
       *build.mutable_spec() = spec;
       build.set_incarnation(ownership.incarnation());
+      build.set_connections(true);   // it is the one at which the source was frozen
       const auto wall = static_cast<std::uint64_t>(env_.clock->wall_now().count());
       build.set_away_ns(wall > image.freeze_wall_ns ? wall - image.freeze_wall_ns : 0);
       StoreSource source(*env_.store, image.identity, image.hasher);

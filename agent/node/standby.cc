@@ -443,6 +443,7 @@ Result<Activated> Standby::activate_warm(const ActivationOrder& order, const Res
   *build.mutable_spec() = order.spec;
   build.mutable_spec()->set_name(name_);
   build.set_incarnation(order.incarnation);
+  build.set_connections(true);   // the newest state; what it holds of connections was the last word
   build.set_away_ns(static_cast<std::uint64_t>(age_of(image).count()));
   BATON_TRY(build_and_fill(*env_.warden, image_, image, build, {}));
   pb::ActivateRequest request;

@@ -55,6 +55,8 @@ class Warden {
   virtual Result<std::vector<pb::WorkloadProcess>> list() = 0;
   virtual Result<Round> round(const pb::RoundRequest& request) = 0;
   virtual Result<Capture> capture(const pb::CaptureRequest& request) = 0;
+  // Output commit: what the workload sent up to this capture's freeze goes out.
+  virtual Result<void> release_output(const std::string& workload, std::uint64_t epoch) = 0;
   virtual Result<void> thaw(const std::string& workload) = 0;
   virtual Result<void> hold(const std::string& workload) = 0;
   virtual Result<void> stop(const std::string& workload, std::uint64_t grace_us, bool kill) = 0;

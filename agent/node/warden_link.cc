@@ -139,6 +139,10 @@ Result<Capture> WardenLink::capture(const pb::CaptureRequest& request) {
   BATON_ASSIGN(auto r, c->capture(request));
   return Capture{std::move(r.info), std::make_unique<LinkBatch>(c, std::move(r.pages))};
 }
+Result<void> WardenLink::release_output(const std::string& workload, std::uint64_t epoch) {
+  BATON_ASSIGN(auto c, client());
+  return c->release_output(workload, epoch);
+}
 Result<void> WardenLink::thaw(const std::string& workload) {
   BATON_ASSIGN(auto c, client());
   return c->thaw(workload);

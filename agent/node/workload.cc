@@ -18,6 +18,8 @@ constexpr std::uint64_t kWantedChunkPages = 8192;      // captured again per rou
 constexpr int kMaxFullCopyRounds = 4096;
 constexpr auto kMaxCaptureBackoff = 5s;
 constexpr auto kBufferWait = 10ms;
+constexpr auto kOutputGap = 1ms;
+constexpr double kOutputPauseShare = 0.2;
 constexpr auto kForcedGap = 20ms;  // between checkpoints while somebody waits for one
 
 }  // namespace
@@ -115,6 +117,23 @@ void Workload::resume_captures() {
   changed_.notify_all();
 }
 
+void Workload::output_waits() {
+  std::lock_guard lock(mutex_);
+  output_waits_ = true;
+  hurry(env_.clock->monotonic_now());
+  changed_.notify_all();
+}
+
+// Not more often than the program can bear: the pauses take at most a fifth of its time, or
+// what the spec allows.
+void Workload::hurry(std::chrono::nanoseconds now) {
+  if (!output_waits_) return;
+  const double share = spec_.max_slowdown() > 1 ? spec_.max_slowdown() - 1 : kOutputPauseShare;
+  const auto gap = std::max<std::chrono::nanoseconds>(
+      kOutputGap, std::chrono::nanoseconds(static_cast<std::int64_t>(static_cast<double>(last_pause_.count()) / share)));
+  next_due_ = std::min(next_due_, std::max(now, last_begun_ + gap));
+}
+
 void Workload::exited(int wait_status) {
   std::lock_guard lock(mutex_);
   if (state_ != "exited") {
@@ -174,6 +193,8 @@ void Workload::loop() {
       continue;
     }
     capturing_ = true;
+    output_waits_ = false;
+    last_begun_ = now;
     lock.unlock();
     auto done = checkpoint();
     lock.lock();
@@ -182,6 +203,7 @@ void Workload::loop() {
     if (done) {
       capture_failures_ = 0;
       next_due_ = std::max(now + interval_, after);
+      hurry(after);
     } else if (!stopping_) {
       lock.unlock();
       capture_failed(done.error());
@@ -314,7 +336,13 @@ void Workload::committed(const pb::PeerAddress& peer, bool standby, const Snapsh
     first = !last_committed_snapshot_;
     last_committed_ = snapshot->seq;
     last_committed_snapshot_ = snapshot;
+    last_pause_ = std::chrono::microseconds(snapshot->pause_us);
     changed_.notify_all();
+  }
+  if (snapshot->output_epoch != 0) {
+    auto released = env_.warden->release_output(name(), snapshot->output_epoch);
+    // With the warden what it held is gone too: lost on its way, as far as anybody can tell.
+    if (!released && released.error().code != Code::kUnreachable) spdlog::warn("{}: {}", name(), released.error().message());
   }
   if (first) {
     env_.event("committed", name(),
@@ -483,6 +511,7 @@ Result<SnapshotPtr> Workload::take_snapshot(bool keep_frozen, const std::vector<
   snapshot->freeze_boot = called;
   snapshot->freeze_wall_ns = static_cast<std::uint64_t>(called_wall.count());
   snapshot->pause_us = capture.info.pause_us();
+  snapshot->output_epoch = capture.info.output_epoch();
   auto batch = image_.absorb(std::move(capture.pages), capture.info.dropped());
   const std::uint64_t written = batch->list.size();
   last_written_ = written;

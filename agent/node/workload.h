@@ -66,6 +66,8 @@ class Workload {
   // The warden is back after a restart: go on at once. (That its tracking began anew is known
   // by its epoch.)
   void resume_captures();
+  // Output commit: packets wait for a checkpoint. It is made soon.
+  void output_waits();
   void set_process(const pb::WorkloadProcess& process);
   // No more checkpoints; the loop ends. What it did with the program is the caller's to say.
   void halt(const std::string& state);
@@ -102,6 +104,7 @@ class Workload {
   void deliver(const BatchPtr& batch, Replicator* must_take);
   void serve_wanted();
   void capture_failed(const Error& error);
+  void hurry(std::chrono::nanoseconds now);          // under mutex_
   void committed(const pb::PeerAddress& peer, bool standby, const SnapshotPtr& snapshot);
   std::shared_ptr<Replicator> make_link(const pb::PeerAddress& peer, bool standby);
   SnapshotPtr find_snapshot(const ReplicaTip& tip) const;
@@ -143,6 +146,8 @@ class Workload {
   bool new_program_ = true;         // what the image holds is of an earlier one
   std::string capture_problem_;
   std::chrono::nanoseconds next_due_{};
+  bool output_waits_ = false;
+  std::chrono::nanoseconds last_begun_{}, last_pause_{};
   PauseStats pauses_;
   std::uint64_t pages_written_ = 0;
   ReplicatorStats gone_;            // of links that are no more

@@ -390,6 +390,13 @@ Result<void> WardenClient::thaw(const std::string& workload) {
   return impl_->call_void(std::move(request), kQuick);
 }
 
+Result<void> WardenClient::release_output(const std::string& workload, std::uint64_t epoch) {
+  pb::WardenRequest request;
+  request.mutable_release_output()->set_workload(workload);
+  request.mutable_release_output()->set_epoch(epoch);
+  return impl_->call_void(std::move(request), kQuick);
+}
+
 Result<void> WardenClient::hold(const std::string& workload) {
   pb::WardenRequest request;
   request.mutable_hold()->set_workload(workload);

@@ -7,6 +7,7 @@
 
 #include <sys/types.h>
 
+#include "agent/backend/backend.h"
 #include "base/error.h"
 #include "proto/workload.pb.h"
 
@@ -17,6 +18,7 @@ struct LaunchTarget {
   std::string cgroup;        // existing and empty: everything started goes there
   std::string log_path;      // stdout and stderr
   std::string exit_path;     // the wait status in decimal, once the program has ended
+  backend::EquipNetwork equip;   // with addresses in the spec
 };
 
 struct LaunchedProgram {

@@ -8,7 +8,7 @@ int main(int argc, char** argv) {
                              [](const warden::LaunchTarget& target) -> Result<warden::LaunchedProgram> {
                                BATON_ASSIGN(restore::Launched launched,
                                             restore::launch({target.spec, target.cgroup, target.log_path,
-                                                             target.exit_path}));
+                                                             target.exit_path, target.equip}));
                                return warden::LaunchedProgram{launched.root, launched.keeper};
                              });
 }

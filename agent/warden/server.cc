@@ -82,6 +82,7 @@ struct Server::Impl {
   std::unique_ptr<CaptureBuffer> capture_buffer;
   SharedMemory fill_buffer;
   FileRoom files;
+  std::unique_ptr<network::Switch> frames;
   Surroundings around;
   std::map<std::string, std::unique_ptr<backend::Backend>> backends;
   std::mutex facts_mutex;
@@ -174,6 +175,22 @@ struct Server::Impl {
         ++it;
       }
     }
+  }
+
+  std::string address_holder(std::uint64_t id, const pb::WorkloadSpec& spec) {
+    std::lock_guard lock(workloads_mutex);
+    for (auto& [name, workload] : workloads) {
+      if (workload->id() == id || workload->snapshot().state() == "exited") continue;
+      const auto place = workload->place();
+      for (const auto& theirs : place.spec.addresses()) {
+        auto b = network::parse_address(theirs);
+        for (const auto& mine : spec.addresses()) {
+          auto a = network::parse_address(mine);
+          if (a && b && a->same_host(*b)) return name;
+        }
+      }
+    }
+    return {};
   }
 
   void process_ended(std::uint64_t id) {
@@ -534,6 +551,15 @@ void Server::Impl::dispatch(pb::WardenRequest& request) {
       list(response);
       return respond(by, response);
     }
+    case Op::kReleaseOutput: {   // here and now: the workload's own thread may be in a capture
+      auto workload = find(request.release_output().workload());
+      auto done = workload ? workload->release_output(request.release_output().epoch())
+                           : Result<void>(make_error(Code::kNotFound, "release output", "no such workload on this node"));
+      if (!done) return respond_error(by, id, done.error());
+      pb::WardenResponse response;
+      response.set_id(id);
+      return respond(by, response);
+    }
     case Op::kProbe:
       return on_pool(by, id, [this](auto& response) { return probe(response); });
     case Op::kInspect:
@@ -613,7 +639,6 @@ void Server::Impl::dispatch(pb::WardenRequest& request) {
     case Op::kSignal:
       return on_workload(by, id, name, false,
                          [number = request.signal().signal()](Workload& w, auto&) { return w.signal(number); });
-    case Op::kReleaseOutput:
     case Op::kLease:
     case Op::kHello:
     case Op::OP_NOT_SET:
@@ -662,6 +687,12 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options) {
   around.backend = [self](const std::string& name) { return self->backend(name); };
   around.watch_exit = [self](int pidfd, std::uint64_t id) { self->add_epoll(pidfd, id, EPOLLIN | EPOLLONESHOT); };
   around.event = [self](const pb::WardenEvent& event) { self->send_event(event); };
+  std::snprintf(folder, sizeof folder, "%08x", crc.checksum());
+  auto opened = network::Switch::open(folder);
+  if (opened) impl->frames = std::move(*opened);
+  else spdlog::warn("no workload here can have an address: {}", opened.error().message());
+  around.frames = impl->frames.get();
+  around.address_holder = [self](std::uint64_t id, const pb::WorkloadSpec& spec) { return self->address_holder(id, spec); };
   around.post = [self](std::uint64_t id, std::function<void()> task) { return self->post_by_id(id, std::move(task)); };
 
   for (auto& record : impl->records->load_all()) {

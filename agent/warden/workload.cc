@@ -178,6 +178,7 @@ void Workload::remove_cgroup(Cgroup& group) {
 // Forgets the workload. `kill`: what is left of its processes dies first.
 void Workload::clean_up(bool kill) {
   if (record_.phase().empty()) return;
+  if (kill) detach_network();   // nobody hears of its end by a broken connection: it may live elsewhere
   if (kill && cgroup_.exists()) {
     auto killed = cgroup_.kill();
     auto empty = cgroup_.wait_empty(kKillTimeout);
@@ -189,6 +190,7 @@ void Workload::clean_up(bool kill) {
   shadow_seq_ = applying_seq_ = 0;
   if (keeper_) (void)keeper_.wait_status();   // reaps it, if it is our child
   if (root_) (void)root_.wait_status();
+  remove_network();
   auto removed = cgroup_.remove();
   if (!removed) spdlog::warn("{}: {}", name_, removed.error().message());
   for (const std::string& other : {name_, name_ + std::string(kBesideSuffix)}) {   // of a shadow's rebuilding
@@ -214,8 +216,13 @@ Result<pb::WorkloadProcess> Workload::run(const pb::WorkloadSpec& spec) {
   record_.mutable_spec()->set_origin(pb::ORIGIN_RUN);
   auto done = [&]() -> Result<void> {
     BATON_TRY(fault_point("warden.run.before"));
-    BATON_ASSIGN(LaunchedProgram program,
-                 around_.launch({record_.spec(), record_.cgroup(), record_.log_path(), record_.exit_path()}));
+    BATON_TRY(plan_network(true));
+    LaunchTarget target{record_.spec(), record_.cgroup(), record_.log_path(), record_.exit_path(), {}};
+    target.equip = [this](pid_t member) -> Result<void> {
+      BATON_TRY(port_->equip(member));
+      return attach_network();
+    };
+    BATON_ASSIGN(LaunchedProgram program, around_.launch(target));
     BATON_TRY(fault_point("warden.run.launched"));
     BATON_TRY(adopt(program.root, program.keeper));
     BATON_TRY(set_phase("running"));
@@ -234,6 +241,10 @@ Result<pb::WorkloadProcess> Workload::protect(const pb::WorkloadSpec& spec) {
   pid_t pid = static_cast<pid_t>(spec.pid());
   if (spec.pid() <= 0 || spec.pid() != pid) return make_error(Code::kInvalid, "protect", "no PID was given");
   BATON_TRY(check_protectable(pid));
+  if (spec.addresses_size() > 0) {
+    return make_error(Code::kUnsupported, "protect", "--address: a program that runs already stays in the network it is in",
+                      "Start it with `baton run --address`, or leave --address out.");
+  }
   for (pid_t member : process_tree(pid)) {
     auto where = Cgroup::of(member);
     if (!where) {
@@ -341,6 +352,8 @@ Result<void> Workload::thaw() {
   BATON_TRY(need_running("thaw"));
   BATON_TRY(fault_point("warden.thaw.before"));
   // First the cgroup: letting go may need the program to run a few instructions.
+  // A program without its network is better off than one that stands still.
+  if (auto attached = attach_network(); !attached) spdlog::error("{}: {}", name_, attached.error().message());
   if (held_) {
     BATON_TRY(cgroup_.thaw());
     held_ = false;
@@ -367,12 +380,14 @@ Result<void> Workload::hold() {
   BATON_TRY(fault_point("warden.hold.before"));
   BATON_TRY(cgroup_.freeze(kHoldTimeout));
   held_ = true;
+  detach_network();   // before any other node may have the address
   return fault_point("warden.hold.after");
 }
 
 Result<void> Workload::stop(const pb::StopRequest& request) {
   if (record_.phase().empty()) return make_error(Code::kNotFound, "stop", "no workload " + name_ + " on this node");
   BATON_TRY(fault_point("warden.stop.before"));
+  if (kept_frozen_ || held_ || build_ || request.kill()) detach_network();
   if (kept_frozen_ && attachment_) {
     auto destroyed = attachment_->destroy();
     if (!destroyed) spdlog::warn("{}: {}", name_, destroyed.error().message());
@@ -394,6 +409,7 @@ Result<void> Workload::stop(const pb::StopRequest& request) {
     return make_error(Code::kUnknownOutcome, "stop", name_ + ": its processes do not die",
                       "They may wait for a device; try again.");
   }
+  if (hold_) hold_->hand_on();   // it runs elsewhere, if it was frozen
   BATON_TRY(fault_point("warden.stop.killed"));
   clean_up(false);
   return {};
@@ -434,6 +450,7 @@ int Workload::find_wait_status() const {
 
 void Workload::mark_exited(int wait_status) {
   attachment_.reset();
+  remove_network();
   kept_frozen_ = held_ = false;
   if (record_.keeper_pid() != 0 && cgroup_.exists()) (void)cgroup_.kill().has_value();
   record_.set_wait_status(wait_status);
@@ -515,6 +532,7 @@ void Workload::take_up(const pb::WardenRecord& record) {
   }
   auto asked = cgroup_.freeze_asked();
   held_ = asked && *asked;
+  take_up_network();
   spdlog::info("{}: taken up again, PID {}{}", name_, record_.root_pid(), held_ ? ", frozen" : "");
   watch();
   publish();

@@ -18,6 +18,8 @@
 #include <thread>
 
 #include "agent/backend/backend.h"
+#include "agent/network/hold.h"
+#include "agent/network/port.h"
 #include "agent/warden/capture_buffer.h"
 #include "agent/warden/launcher.h"
 #include "agent/warden/process.h"
@@ -49,6 +51,9 @@ struct Surroundings {
   std::chrono::milliseconds freeze_limit{5'000};
   Cgroup cgroups;                                        // parent of every workload's
   std::string boot_id;
+  network::Switch* frames = nullptr;                    // null: no workload here can have an address
+  // The other workload of this node that has one of these addresses; empty: none.
+  std::function<std::string(std::uint64_t workload_id, const pb::WorkloadSpec&)> address_holder;
   std::function<void(int pidfd, std::uint64_t workload_id)> watch_exit;
   std::function<void(const pb::WardenEvent&)> event;
   std::function<bool(std::uint64_t workload_id, std::function<void()> task)> post;  // by id: it may be gone
@@ -76,6 +81,12 @@ class Workload {
     std::string backend;
   };
   Place place() const;
+
+  // The egress gate, as a lease has it: open until then (CLOCK_BOOTTIME; 0: without end). Without
+  // an address there is none. Any thread.
+  Result<void> open_gate(std::uint64_t until_boot_ns);
+  // Output commit: any thread. Fails: kNotFound.
+  Result<void> release_output(std::uint64_t epoch);
 
   // Own thread.
   void take_up(const pb::WardenRecord& record);     // after a restart
@@ -119,7 +130,16 @@ class Workload {
   void remove_cgroup(Cgroup& group);
   template <typename Runs>
   Result<void> fill_runs(backend::Build& build, const Runs& runs);
-  backend::BuildTarget build_target(const pb::BuildRequest& request, const std::string& cgroup) const;
+  backend::BuildTarget build_target(const pb::BuildRequest& request, const std::string& cgroup, network::Port* port);
+  // workload_network.cc
+  Result<void> plan_network(bool ask_neighbours);
+  Result<void> plan_network_beside();
+  void take_network_beside();
+  Result<void> attach_network();
+  void detach_network();
+  void take_up_network();
+  void make_hold();
+  void remove_network();
 
   const Surroundings& around_;
   const std::uint64_t id_;
@@ -129,6 +149,9 @@ class Workload {
   pb::WardenRecord record_;               // phase empty: nothing there
   Cgroup cgroup_;
   HeldProcess root_, keeper_;
+  std::unique_ptr<network::Port> port_;   // with addresses in the spec
+  std::mutex hold_mutex_;                 // making and end of port_ and hold_, for other threads
+  std::unique_ptr<network::Hold> hold_;   // with port_; outlives attachment_
   std::unique_ptr<backend::Attachment> attachment_;
   std::unique_ptr<backend::Build> build_;
   std::chrono::steady_clock::time_point build_asked_{};   // when the request under way came
@@ -136,6 +159,7 @@ class Workload {
   std::uint64_t applying_seq_ = 0;        // on its way there: it stands nowhere whole
   std::unique_ptr<backend::Build> beside_;   // what will replace build_
   Cgroup beside_cgroup_;
+  std::unique_ptr<network::Port> beside_port_;   // of beside_
   CaptureSink sink_;
   bool kept_frozen_ = false;              // by the attachment
   bool held_ = false;                     // by cgroup

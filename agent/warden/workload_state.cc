@@ -34,6 +34,7 @@ Result<void> Workload::need_attachment() {
   target.cgroup = record_.cgroup();
   target.tracker = record_.spec().tracker();
   target.spec = record_.spec();
+  target.network = hold_.get();
   BATON_TRY(fault_point("warden.attach.before"));
   BATON_ASSIGN(attachment_, backend->attach(target));
   sink_.discard();   // of an earlier attachment, whose object ids mean nothing now
@@ -98,6 +99,7 @@ Result<void> Workload::capture(const pb::CaptureRequest& request, pb::CaptureRes
     return point.error();   // the pages stay in the sink, for the next answer
   }
   sink_.take(response.mutable_runs(), response.mutable_dropped());
+  response.set_output_epoch(captured->output_epoch);
   response.set_pages_written(captured->pages.pages_written);
   response.set_pause_us(options.keep_frozen ? 0 : us(captured->pause));
   auto& phases = *response.mutable_phases();
@@ -133,7 +135,8 @@ Result<void> Workload::build(const pb::BuildRequest& request) {
   auto done = [&]() -> Result<void> {
     BATON_TRY(around_.records->save(record_));
     BATON_TRY(fault_point("warden.build.begin"));
-    BATON_ASSIGN(build_, backend->build(request.manifest(), build_target(request, record_.cgroup())));
+    BATON_TRY(plan_network(false));
+    BATON_ASSIGN(build_, backend->build(request.manifest(), build_target(request, record_.cgroup(), port_.get())));
     shadow_seq_ = request.seq();
     BATON_TRY(adopt(build_->root(), build_->keeper()));
     BATON_TRY(around_.records->save(record_));
@@ -166,6 +169,7 @@ Result<pb::WorkloadProcess> Workload::activate(const pb::ActivateRequest& reques
   BATON_TRY(set_phase("activating"));
   auto recorded = std::chrono::steady_clock::now() - begin;
   auto activated = build_->activate(request.paused(), std::chrono::nanoseconds(request.away_ns()));
+  if (activated) activated = attach_network();   // of a backend that does not connect it itself
   if (!activated) {
     clean_up(true);
     return activated.error();
@@ -192,7 +196,7 @@ Result<pb::WorkloadProcess> Workload::activate(const pb::ActivateRequest& reques
 
 // ------------------------------------------------------------------ shadows
 
-backend::BuildTarget Workload::build_target(const pb::BuildRequest& request, const std::string& cgroup) const {
+backend::BuildTarget Workload::build_target(const pb::BuildRequest& request, const std::string& cgroup, network::Port* port) {
   backend::BuildTarget target;
   target.spec = record_.spec();
   target.cgroup = cgroup;
@@ -200,6 +204,10 @@ backend::BuildTarget Workload::build_target(const pb::BuildRequest& request, con
   target.exit_path = record_.exit_path();
   target.away = std::chrono::nanoseconds(request.away_ns()) + (std::chrono::steady_clock::now() - build_asked_);
   target.shadow = request.seq() != 0;
+  // A shadow stands at the newest state there is; what it holds of connections was the last word.
+  target.connections = request.connections() || target.shadow;
+  if (port != nullptr) target.equip = [port](pid_t member) { return port->equip(member); };
+  target.connect = [this] { return attach_network(); };
   return target;
 }
 
@@ -229,7 +237,8 @@ Result<void> Workload::build_beside(const pb::BuildRequest& request) {
   auto done = [&]() -> Result<void> {
     BATON_TRY(beside_cgroup_.make());
     BATON_TRY(fault_point("warden.shadow.beside"));
-    BATON_ASSIGN(beside_, backend->build(request.manifest(), build_target(request, beside_cgroup_.path())));
+    BATON_TRY(plan_network_beside());
+    BATON_ASSIGN(beside_, backend->build(request.manifest(), build_target(request, beside_cgroup_.path(), beside_port_.get())));
     return {};
   }();
   if (!done) drop_beside();
@@ -238,6 +247,8 @@ Result<void> Workload::build_beside(const pb::BuildRequest& request) {
 
 void Workload::drop_beside() {
   beside_.reset();
+  if (beside_port_) beside_port_->discard();
+  beside_port_.reset();
   if (beside_cgroup_.path().empty() || beside_cgroup_.path() == record_.cgroup()) return;
   remove_cgroup(beside_cgroup_);
   beside_cgroup_ = Cgroup();
@@ -302,6 +313,7 @@ Result<void> Workload::replace_shadow(const pb::ShadowRequest& request) {
   BATON_TRY(fault_point("warden.shadow.replace"));
   Cgroup old = cgroup_;
   build_ = std::move(beside_);
+  take_network_beside();
   cgroup_ = std::exchange(beside_cgroup_, Cgroup());
   shadow_seq_ = request.seq();
   applying_seq_ = 0;

@@ -175,8 +175,20 @@ class FakeWarden final : public Warden {
     object->set_id(kObject);
     object->set_kind(pb::MEMORY_OBJECT_PRIVATE);
     out.info.set_pause_us(100);
+    if (holds_output) out.info.set_output_epoch(++output_epoch_);
     if (request.keep_frozen()) set_frozen(request.workload(), *p, true);
     return out;
+  }
+  Result<void> release_output(const std::string& name, std::uint64_t epoch) override {
+    std::lock_guard lock(mutex_);
+    BATON_TRY(find(name));
+    released_output_ = epoch;
+    return {};
+  }
+  std::atomic<bool> holds_output{false};
+  std::uint64_t released_output() {
+    std::lock_guard lock(mutex_);
+    return released_output_;
   }
   Result<void> thaw(const std::string& name) override {
     BATON_TRY(check("thaw"));
@@ -353,6 +365,7 @@ class FakeWarden final : public Warden {
   Runners& runners_;
   const std::string node_;
   std::mutex mutex_;
+  std::uint64_t output_epoch_ = 0, released_output_ = 0;
   std::map<std::string, Program> programs_;
   std::map<std::thread::id, std::vector<std::byte>*> fills_;
   std::jthread driver_;

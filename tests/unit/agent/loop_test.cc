@@ -100,6 +100,26 @@ TEST_F(Loop, WithoutStandby_CommitsInstantsToTheLocalStore) {
   EXPECT_GT(status.pages_written(), 0u);
 }
 
+// Output commit: what waits for a checkpoint gets one long before the interval has passed, and
+// goes out when that is committed, not before.
+TEST_F(Loop, OutputWaits_CheckpointIsMadeSoonAndReleasesItOnCommit) {
+  auto spec = test_spec("w");
+  spec.set_interval_us(60'000'000);
+  warden_.holds_output = true;
+  start({"ecu2"}, spec);
+  ASSERT_TRUE(committed(1));
+  ASSERT_TRUE(eventually([&] { return warden_.released_output() == 1; }));
+  for (std::uint64_t seq = 2; seq < 6; ++seq) {
+    workload_->output_waits();
+    ASSERT_TRUE(committed(seq)) << seq;
+    ASSERT_TRUE(eventually([&] { return warden_.released_output() == seq; }));
+  }
+  standby("ecu2").line->cut = true;
+  workload_->output_waits();
+  std::this_thread::sleep_for(100ms);
+  EXPECT_EQ(warden_.released_output(), 5u);   // nobody has committed it
+}
+
 TEST_F(Loop, WithStandby_CommitsThereAndNotLocally) {
   start({"ecu2"});
   ASSERT_TRUE(committed(5));
