@@ -117,6 +117,8 @@ void Workload::take_up_network() {
 }
 
 void Workload::remove_network() {
+  if (beside_port_) beside_port_->discard();
+  beside_port_.reset();
   {
     std::lock_guard lock(hold_mutex_);
     hold_.reset();
