@@ -224,7 +224,11 @@ Result<void> Port::attach() {
     if (!link_.uplink.bridge) {
       BATON_TRY(want_mac(route, link_.uplink, link_.mac, true));
       BATON_TRY(want_all_groups(route, link_.uplink.index, true));
-      for (const auto& address : addresses_) BATON_TRY(add_host_route(route, link_.index, address));
+      for (const auto& address : addresses_) {
+        // This node asks for neighbours there with a link-local address of its own.
+        if (address.family == AF_INET6) BATON_TRY(add_address(route, link_.index, link_local(link_.uplink.mac)));
+        BATON_TRY(add_host_route(route, link_.index, address));
+      }
     }
     return {};
   }();

@@ -243,6 +243,7 @@ TEST_P(Tcp, Established_Moved_GoesOnFromBothRoles) {
 TEST_P(Tcp, FullQueues_Moved_NoByteIsMissing) {
   Pair pair;
   connect(pair);
+  set(pair.far, SOL_SOCKET, SO_RCVBUF, 65536);   // fills up long before the send queue does
   std::string to_far = noise(8 << 20, 1), to_near = noise(8 << 20, 2);
   std::size_t out = pour(pair.near, to_far), in = pour(pair.far, to_near);
   ASSERT_GT(out, 200'000u);
@@ -277,7 +278,6 @@ TEST_P(Tcp, OptionsNegotiated_Moved_AreTheSame) {
   EXPECT_EQ(before.tcpi_options & (TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK | TCPI_OPT_WSCALE), after.tcpi_options & (TCPI_OPT_TIMESTAMPS | TCPI_OPT_SACK | TCPI_OPT_WSCALE));
   EXPECT_EQ(before.tcpi_snd_wscale, after.tcpi_snd_wscale);
   EXPECT_EQ(before.tcpi_rcv_wscale, after.tcpi_rcv_wscale);
-  EXPECT_EQ(before.tcpi_advmss, after.tcpi_advmss);
   EXPECT_EQ(send_before, send_after);
 }
 

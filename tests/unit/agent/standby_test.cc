@@ -182,6 +182,7 @@ class ShadowWarden final : public Warden {
   Result<std::vector<pb::WorkloadProcess>> list() override { return std::vector<pb::WorkloadProcess>(); }
   Result<Round> round(const pb::RoundRequest&) override { return Round(); }
   Result<Capture> capture(const pb::CaptureRequest&) override { return Capture(); }
+  Result<void> release_output(const std::string&, std::uint64_t) override { return {}; }
   Result<void> thaw(const std::string&) override { return {}; }
   Result<void> hold(const std::string&) override { return {}; }
   Result<void> release(const std::string&) override { return {}; }
