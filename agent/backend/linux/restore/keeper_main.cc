@@ -255,7 +255,8 @@ void spawn_blank(const KeeperSpawn& spawn) {
       stop(KeeperStep::kIdentity);
     }
   }
-  // The starter's descriptors were closed by exec; ours are all close-on-exec.
+  // The starter's descriptors were closed by exec; ours are all close-on-exec, but for this one.
+  ::fcntl(kKeeperControl, F_SETFD, FD_CLOEXEC);
   ::clearenv();
   for (char** e = env; *e != nullptr; ++e) ::putenv(*e);
   ::execvpe(argv[0], argv, env);
