@@ -209,6 +209,16 @@ Result<void> want_mac(Netlink& route, const Interface& on, const Mac& mac, bool 
   return route.ask(all, "receive everything", on.name);
 }
 
+Result<void> add_neighbour(Netlink& route, int index, const Address& address, const Mac& mac) {
+  Message m(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE);
+  auto& head = m.extra<ndmsg>();
+  head.ndm_family = static_cast<std::uint8_t>(address.family);
+  head.ndm_ifindex = index;
+  head.ndm_state = NUD_PERMANENT;
+  m.put(NDA_DST, address.data()).put(NDA_LLADDR, std::as_bytes(std::span(mac)));
+  return route.ask(m, "add neighbour", address.host());
+}
+
 Result<void> add_address(Netlink& route, int index, const Address& address) {
   Message m(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE);
   auto& head = m.extra<ifaddrmsg>();

@@ -45,6 +45,8 @@ Result<void> want_all_groups(Netlink& route, int index, bool wanted);
 Result<void> want_mac(Netlink& route, const Interface& on, const Mac& mac, bool wanted);
 
 Result<void> add_address(Netlink& route, int index, const Address& address);
+// A neighbour that is not asked for.
+Result<void> add_neighbour(Netlink& route, int index, const Address& address, const Mac& mac);
 Result<void> add_host_route(Netlink& route, int index, const Address& to);
 Result<void> remove_host_route(Netlink& route, int index, const Address& to);
 Result<void> add_default_route(Netlink& route, int index, const Address& gateway);

@@ -229,6 +229,7 @@ Result<void> Port::attach() {
         if (address.family == AF_INET6) BATON_TRY(add_address(route, link_.index, link_local(link_.uplink.mac)));
         BATON_TRY(add_host_route(route, link_.index, address));
       }
+      BATON_TRY(introduce_node());
     }
     return {};
   }();
@@ -241,6 +242,22 @@ Result<void> Port::attach() {
     return error;
   }
   if (auto told = announce(link_.uplink, link_.mac, addresses_); !told) spdlog::warn("{}: {}", workload_, told.error().message());
+  return {};
+}
+
+// A node answers for an IPv6 address only on the interface that has it (RFC 4861, 7.2.3), which is
+// not the port: the workload is told.
+Result<void> Port::introduce_node() {
+  bool six = false;
+  for (const auto& address : addresses_) six = six || address.family == AF_INET6;
+  if (!six) return {};
+  BATON_ASSIGN(auto known, network::addresses(switch_.route()));
+  BATON_ASSIGN(Netlink within, Netlink::open_in(space_.get(), NETLINK_ROUTE));
+  auto inside_end = find_interface(within, kInterfaceInside);
+  for (const auto& here : known) {
+    if (!inside_end || here.index != link_.uplink.index || here.address.family != AF_INET6) continue;
+    BATON_TRY(add_neighbour(within, inside_end->index, here.address, link_.uplink.mac));
+  }
   return {};
 }
 

@@ -67,6 +67,7 @@ class Port {
   explicit Port(Switch& sw) : switch_(sw) {}
   Result<void> find_uplink();
   Result<void> equip_inside(int index);
+  Result<void> introduce_node();
   Result<void> make_links();
   Result<void> find_links();
   std::string side_name(const char* prefix) const;   // "bo-…", "bi-…"; of the other port "co-…", "ci-…"

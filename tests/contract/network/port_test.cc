@@ -271,6 +271,7 @@ TEST_F(Ports, AnotherWarden_TakesUpWhatIsThere) {
 TEST_F(Ports, GateOpenedForATerm_NothingLeavesAfterIt) {
   Port& port = equip("one", {"10.99.0.50/24"});
   ASSERT_TRUE(port.attach());
+  ASSERT_TRUE(answers(workloads_[0].get(), "10.99.0.2"));   // its neighbour is known from here on
   ASSERT_TRUE(switch_->close(port.mac()));
   ASSERT_FALSE(switch_->is_open(port.mac()));
   Destination sink("10.99.0.2", 7000), any("0.0.0.0", 7000);
