@@ -26,15 +26,16 @@ std::string in_place(const std::string& text) {
 
 // A script means what it says: with `redis` deleted, "redis" must not become "redis-copy".
 Result<std::string> name_meant(const std::string& kind, const std::string& given,
-                          const std::vector<std::string>& known) {
-  BATON_ASSIGN(const std::string found, match_name(kind, given, known));
-  if (found == given) return found;
-  if (::isatty(STDOUT_FILENO) != 1) {
-    return make_error(Code::kNotFound, "find " + kind, "no " + kind + " named " + given,
-                      "Did you mean '" + found + "'?");
+                               const std::vector<std::string>& known) {
+  auto found = match_name(kind, given, known);
+  if (found && *found == given) return found;
+  if (::isatty(STDOUT_FILENO) == 1) {
+    if (found) note("baton: " + kind + " " + *found);
+    return found;
   }
-  note("baton: " + kind + " " + found);
-  return found;
+  if (!found && found.error().code == Code::kNotFound) return found;
+  return make_error(Code::kNotFound, "find " + kind, "no " + kind + " named " + given,
+                    found ? "Did you mean '" + *found + "'?" : found.error().subject);
 }
 
 void list_or_watch(Context& context, bool watch, const Listing& listing,
