@@ -274,6 +274,7 @@ void LinuxAttachment::write_manifest(const Captured& captured, pb::Manifest& man
       auto it = by_maps_key_.find({v.device, v.inode});
       return it == by_maps_key_.end() ? 0 : it->second->object();
     }, *p);
+    m.space->write_flags(kept_ != nullptr, *p);
     if (auto layout = m.space->layout()) *p->mutable_layout() = std::move(*layout);
     p->mutable_layout()->set_brk(m.brk);
     pb::MemoryObject* object = manifest.add_objects();

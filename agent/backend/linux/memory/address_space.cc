@@ -124,6 +124,7 @@ Result<std::uint64_t> AddressSpace::collect(backend::PageSink& sink) {
     found += run.count;
   }
   if (!outcome) return std::move(outcome).error();
+  if (!key_problem_.empty()) return make_error(Code::kUnsupported, "capture memory", key_problem_);
   for (PageRun run : collected_.gone) forget(run, sink);
   return found;
 }
@@ -382,6 +383,30 @@ Result<pb::MmLayout> AddressSpace::layout() {
     layout_ = std::make_unique<pb::MmLayout>(std::move(fresh));
   }
   return *layout_;
+}
+
+void AddressSpace::write_flags(bool exact, pb::ProcessState& out) {
+  constexpr auto kOldAfterChange = std::chrono::milliseconds(250);
+  constexpr auto kOld = std::chrono::seconds(5);
+  auto age = std::chrono::steady_clock::now() - flags_read_;
+  bool changed = flags_of_mappings_ != map_.vmas().size();
+  if (exact || age > kOld || (changed && age > kOldAfterChange)) {
+    if (auto read = read_vm_flags(pid_)) flags_ = std::move(*read);
+    flags_of_mappings_ = map_.vmas().size();
+    flags_read_ = std::chrono::steady_clock::now();
+    key_problem_.clear();
+    for (const auto& [start, entry] : flags_) {
+      for (const auto& flag : entry.flags) {
+        if (flag.rfind("pk", 0) != 0) continue;
+        key_problem_ = "process " + std::to_string(pid_) + ", mapping at " + page_text(start / kPage) + ": protection keys are not supported";
+      }
+    }
+  }
+  for (auto& mapping : *out.mutable_mappings()) {
+    auto found = flags_.find(mapping.start());
+    if (found == flags_.end() || found->second.end != mapping.end()) continue;
+    for (const auto& flag : found->second.flags) mapping.add_vm_flags(flag);
+  }
 }
 
 }  // namespace baton::linux_backend

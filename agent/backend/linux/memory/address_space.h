@@ -8,7 +8,10 @@
 // what changed meanwhile.
 #pragma once
 
+#include <chrono>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "agent/backend/backend.h"
@@ -16,6 +19,7 @@
 #include "agent/backend/linux/memory/memory_map.h"
 #include "agent/backend/linux/memory/pagemap.h"
 #include "agent/backend/linux/memory/tracker.h"
+#include "agent/backend/linux/memory/vm_flags.h"
 
 namespace baton::linux_backend {
 
@@ -51,6 +55,11 @@ class AddressSpace {
   // Fixed values of the layout (memory_map.h), read once.
   Result<pb::MmLayout> layout();
 
+  // Adds VmFlags to mappings that fill_mapping wrote. They are read again when `exact` (the
+  // program is stopped), when mappings changed, or when they are seconds old: madvise(2) or
+  // mlock(2) of a whole mapping shows nowhere else.
+  void write_flags(bool exact, pb::ProcessState& out);
+
  private:
   AddressSpace() = default;
   void forget_unmapped(backend::PageSink& sink);
@@ -77,6 +86,10 @@ class AddressSpace {
   std::uint64_t heap_end_ = 0, brk_ = 0;
   bool have_brk_ = false;
   std::unique_ptr<pb::MmLayout> layout_;
+  std::map<std::uint64_t, VmFlags> flags_;
+  std::size_t flags_of_mappings_ = 0;
+  std::chrono::steady_clock::time_point flags_read_{};
+  std::string key_problem_;
 };
 
 }  // namespace baton::linux_backend

@@ -99,6 +99,7 @@ Result<void> Tracee::set_options(std::uint32_t options) {
 Result<void> Tracee::resume() {
   Impl& t = *impl_;
   if (!t.stopped) return {};
+  BATON_TRY(t.load_own());   // hides the interruption of a call, if there was one
   BATON_TRY(t.end_session());
   if (t.group_stop) {
     // Back into the stop of its own, still traced.
@@ -126,6 +127,7 @@ Result<void> Tracee::detach() {
     }
   }
   Result<void> given_back = {};
+  if (auto loaded = t.load_own(); !loaded && !t.gone) given_back = std::move(loaded);
   if (t.scratch_bytes != 0) given_back = release_scratch();
   if (!t.gone) {
     auto ended = t.end_session();

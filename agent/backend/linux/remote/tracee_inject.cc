@@ -119,6 +119,7 @@ Result<void> Tracee::Impl::load_own() {
       if (ip - section.start < section.length) arch::set_instruction_pointer(own, section.abort);
     }
   }
+  if (arch::hide_interruption(own)) own_dirty = true;
   have_own = true;
   return {};
 }

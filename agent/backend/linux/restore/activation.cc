@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "agent/backend/linux/remote/arch/arch.h"
 #include "agent/backend/linux/restore/construction.h"
 #include "agent/backend/linux/state/machine.h"
 #include "base/clock.h"
@@ -78,32 +79,36 @@ Result<void> set_limits(BuiltProcess& process) {
 }
 
 Result<void> lock_memory(BuiltProcess& process) {
+  constexpr long kMseal = 462;   // Linux 6.10
   for (const auto& m : process.state->mappings()) {
+    bool locked = false, on_fault = false, sealed = false;
     for (const auto& flag : m.vm_flags()) {
-      if (flag == "lo") BATON_TRY(process.leader().call(SYS_mlock2, {m.start(), m.end() - m.start(), 0}));
+      locked = locked || flag == "lo";
+      on_fault = on_fault || flag == "lf";
+      sealed = sealed || flag == "sl";
     }
+    std::uint64_t bytes = m.end() - m.start();
+    if (locked) BATON_TRY(process.leader().call(SYS_mlock2, {m.start(), bytes, on_fault ? 1ull : 0ull}));
+    if (sealed) BATON_TRY(process.leader().checked("mseal", subject(process), kMseal, {m.start(), bytes, 0}));
   }
+  if (process.state->lock_future() != 0) BATON_TRY(process.leader().checked("mlockall", subject(process), SYS_mlockall, {process.state->lock_future()}));
   return {};
 }
 
-// Calls that answer EINTR after any stop, signal or not: made again, since the program was
-// never meant to see one (signal(7), "Interruption of system calls by stop signals").
-bool interrupted_by_the_stop_only(const user_regs_struct& regs, const pb::Thread& thread, const pb::ProcessState& state) {
-  if (static_cast<std::int64_t>(regs.rax) != -EINTR) return false;
-  switch (static_cast<long>(regs.orig_rax)) {
-    case SYS_epoll_wait: case SYS_epoll_pwait: case 441 /* epoll_pwait2 */: case SYS_semop: case SYS_semtimedop:
-    case SYS_rt_sigtimedwait: case SYS_io_getevents: case SYS_msgrcv: case SYS_msgsnd: break;
-    default: return false;
+// What is left of a call with a time limit (state/timed_calls.cc).
+Result<void> set_time_left(Construction& c, Puppet& puppet, const pb::Thread& thread, user_regs_struct& regs) {
+  if (thread.wait_call() == 0) return {};
+  std::int64_t now = read_clock(CLOCK_MONOTONIC).count() + c.monotonic_shift_ns;
+  std::int64_t left = std::max<std::int64_t>(0, static_cast<std::int64_t>(thread.wait_until_ns()) - now);
+  if (thread.wait_timeout_at() != 0) {
+    std::int64_t time[2] = {left / 1'000'000'000, left % 1'000'000'000};
+    return puppet.write(thread.wait_timeout_at(), std::as_bytes(std::span(time)));
   }
-  auto deliverable = [&](const google::protobuf::RepeatedPtrField<std::string>& infos) {
-    for (const auto& raw : infos) {
-      int number = 0;
-      std::memcpy(&number, raw.data(), sizeof number);
-      if (number >= 1 && number <= 64 && (thread.blocked() >> (number - 1) & 1) == 0) return true;
-    }
-    return false;
-  };
-  return !deliverable(thread.pending_signals()) && !deliverable(state.pending_signals());
+  linux_backend::arch::TimedCall call;
+  if (!linux_backend::arch::timed_call(regs, call)) return {};
+  auto left_ms = static_cast<std::uint32_t>((left + 999'999) / 1'000'000);
+  linux_backend::arch::set_time_argument(regs, call, (call.value & ~0xffffffffull) | left_ms);
+  return {};
 }
 
 // Gives the kernel back its own notion of a relative sleep under way (its "restart block"),
@@ -126,18 +131,14 @@ Result<std::int64_t> sleep_again(Construction& c, Puppet& puppet, const pb::Thre
 }
 
 // Leaves the thread in a stop from which the kernel goes on as after any signal check.
-Result<void> come_to_rest(Construction& c, BuiltProcess& process, Puppet& puppet, const pb::Thread& thread, user_regs_struct& regs) {
+Result<void> come_to_rest(Construction& c, Puppet& puppet, const pb::Thread& thread, user_regs_struct& regs) {
   bool in_call = static_cast<std::int64_t>(regs.orig_rax) >= 0;
   if (in_call && static_cast<std::int64_t>(regs.rax) == kRestartBlock) {
     BATON_ASSIGN(std::int64_t value, sleep_again(c, puppet, thread, regs));
     regs.rax = static_cast<std::uint64_t>(value);
     return {};
   }
-  if (in_call && interrupted_by_the_stop_only(regs, thread, *process.state)) {
-    regs.rax = regs.orig_rax;
-    regs.rip -= 2;
-    regs.orig_rax = ~0ull;
-  }
+  BATON_TRY(set_time_left(c, puppet, thread, regs));
   return puppet.stop_for_signals();
 }
 
@@ -183,11 +184,12 @@ Result<void> finish_process(Construction& c, BuiltProcess& process) {
   }
   BATON_TRY(queue_signals(leader, state.pending_signals(), state.pid(), 0));
   BATON_TRY(set_limits(process));   // while it still is who we are
+  BATON_TRY(set_options(c, process));
   BATON_TRY(take_identity(process));
 
   for (int i = static_cast<int>(process.threads.size()) - 1; i >= 0; --i) {  // the leader last: it takes the area away
     auto at = static_cast<std::size_t>(i);
-    BATON_TRY(come_to_rest(c, process, process.threads[at], state.threads(i), registers[at]));
+    BATON_TRY(come_to_rest(c, process.threads[at], state.threads(i), registers[at]));
   }
   std::uint64_t vdso = 0;
   for (const auto& m : state.mappings()) {

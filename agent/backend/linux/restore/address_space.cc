@@ -122,6 +122,10 @@ class Mapper {
   Result<void> add(const pb::Mapping& m) {
     std::uint64_t bytes = m.end() - m.start();
     std::uint64_t flags = (m.flags() & ~static_cast<std::uint32_t>(MAP_FIXED | MAP_ANONYMOUS)) | MAP_FIXED_NOREPLACE;
+    for (const auto& flag : m.vm_flags()) {
+      if (flag == "gd") flags |= MAP_GROWSDOWN;
+      if (flag == "nr") flags |= MAP_NORESERVE;
+    }
     switch (m.kind()) {
       case pb::MAPPING_ANONYMOUS:
         BATON_TRY(make_room());

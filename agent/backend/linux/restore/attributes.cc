@@ -93,6 +93,11 @@ Result<void> set_thread(Puppet& puppet, const pb::Thread& thread) {
   return set_scheduling(puppet, thread);
 }
 
+Result<void> set_option(Puppet& puppet, const pb::ProcessOption& option, const std::string& about) {
+  BATON_TRY(puppet.checked("prctl", about + ", option " + std::to_string(option.option()), SYS_prctl, {option.option(), option.second(), option.third(), 0, 0}));
+  return {};
+}
+
 }  // namespace
 
 Result<void> set_attributes(Construction&, BuiltProcess& process) {
@@ -115,6 +120,31 @@ Result<void> set_attributes(Construction&, BuiltProcess& process) {
   std::snprintf(filter, sizeof filter, "0x%x", state.coredump_filter());
   BATON_TRY(write_proc(puppet.pid(), "coredump_filter", filter, false));
   for (int i = 0; i < state.threads_size(); ++i) BATON_TRY(set_thread(process.threads[static_cast<std::size_t>(i)], state.threads(i)));
+  return {};
+}
+
+// What narrows what the process may do: after the rest, before its identity is taken.
+Result<void> set_options(Construction& c, BuiltProcess& process) {
+  const auto& state = *process.state;
+  for (const auto& option : state.options()) BATON_TRY(set_option(process.leader(), option, subject(process)));
+  for (std::uint32_t command = 1; command != 0; command <<= 1) {
+    if ((state.membarrier() & command) != 0) BATON_TRY(process.leader().checked("membarrier", subject(process), SYS_membarrier, {command, 0, 0}));
+  }
+  for (int i = 0; i < state.threads_size(); ++i) {
+    const auto& thread = state.threads(i);
+    Puppet& puppet = process.threads[static_cast<std::size_t>(i)];
+    std::string about = "thread " + std::to_string(thread.tid());
+    if (thread.seccomp_size() != 0 || thread.options_size() != 0) BATON_TRY(puppet.suspend_seccomp());
+    for (std::uint32_t index : thread.seccomp()) {
+      if (index >= static_cast<std::uint32_t>(c.state.seccomp_filters_size())) return make_error(Code::kCorrupt, "build", about + ": an unknown seccomp filter");
+      const std::string& program = c.state.seccomp_filters(static_cast<int>(index));
+      struct { std::uint16_t count; std::uint16_t pad[3]; std::uint64_t at; } header{static_cast<std::uint16_t>(program.size() / 8), {}, puppet.data() + 64};
+      BATON_TRY(puppet.put(std::as_bytes(std::span(program)), 64));
+      BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&header, 1))));
+      BATON_TRY(puppet.checked("seccomp", about, SYS_seccomp, {1 /* SECCOMP_SET_MODE_FILTER */, 0, at}));
+    }
+    for (const auto& option : thread.options()) BATON_TRY(set_option(puppet, option, about));
+  }
   return {};
 }
 

@@ -107,6 +107,7 @@ Result<void> follow_attributes(Construction& c, BuiltProcess& process, const pb:
 
 // attributes.cc: what can be set before the memory is filled; activation.cc: the rest, and off.
 Result<void> set_attributes(Construction& c, BuiltProcess& process);
+Result<void> set_options(Construction& c, BuiltProcess& process);   // attributes.cc
 Result<void> finish_process(Construction& c, BuiltProcess& process);
 Result<void> take_identity(BuiltProcess& process);              // credentials.cc
 Result<void> set_timers(Construction& c, BuiltProcess& process);  // timers.cc

@@ -336,6 +336,11 @@ Result<std::int64_t> Puppet::interrupted_call(long number, std::initializer_list
   return static_cast<std::int64_t>(after.rax);
 }
 
+Result<void> Puppet::suspend_seccomp() {
+  if (::ptrace(PTRACE_SETOPTIONS, pid_, 0, kOptions | PTRACE_O_SUSPEND_SECCOMP) != 0) return ptrace_error(pid_, "suspend seccomp");
+  return {};
+}
+
 Result<void> Puppet::release() {
   ::ptrace(PTRACE_SETOPTIONS, pid_, 0, 0);
   if (::ptrace(PTRACE_DETACH, pid_, 0, 0) != 0) return ptrace_error(pid_, "PTRACE_DETACH");

@@ -97,6 +97,7 @@ class Puppet {
   Result<user_regs_struct> registers();
   Result<void> set_xsave(std::span<const std::byte> image);
   Result<void> set_mask(std::uint64_t mask);
+  Result<void> suspend_seccomp();            // filters that it gets do not bind it until it is released
   Result<void> release();                    // clears EXITKILL and detaches
 
  private:

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "agent/backend/linux/state/internal.h"
+#include "base/clock.h"
 
 namespace baton::linux_backend::state {
 
@@ -28,6 +29,7 @@ Result<void> capture_state(StoppedTree& tree, StateContext& context, pb::LinuxSt
   out.set_monotonic_ns(clocks.monotonic_ns());
   out.set_boottime_ns(clocks.boottime_ns());
   out.set_realtime_ns(clocks.realtime_ns());
+  impl.workload_shift_ns = static_cast<std::int64_t>(clocks.monotonic_ns()) - read_clock(CLOCK_MONOTONIC).count();
 
   std::optional<Problem> refused;
   Report report = [&](const Problem& p) {
@@ -66,7 +68,7 @@ Result<void> capture_state(StoppedTree& tree, StateContext& context, pb::LinuxSt
   if (refused) return refusal(*refused);
   for (auto& process : tree.processes) {
     auto& state = *find_or_add(out, process.ns_pid);
-    if (!state.zombie()) BATON_TRY(read_threads(process, impl, state));
+    if (!state.zombie()) BATON_TRY(read_threads(process, impl, out, state));
   }
   return {};
 }

@@ -1,4 +1,8 @@
 // inspect: the same reading as for a capture, of programs that run on, with every answer kept.
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include "agent/backend/linux/state/internal.h"
 
 namespace baton::linux_backend::state {
@@ -18,7 +22,12 @@ void inspect(const std::vector<pid_t>& pids, pid_t keeper, const pb::WorkloadSpe
   for (pid_t pid : pids) {
     if (pid == keeper) continue;
     auto status = read_task_status(pid);
-    if (!status || status->state == 'Z' || status->state == 'X') continue;
+    if (!status || status->state == 'X') continue;
+    if (status->state == 'Z') {
+      auto threads = list_threads(pid);
+      if (threads && threads->size() > 1) report({pid, "process", "threads", "refused", "its first thread has ended while others run on"});
+      continue;
+    }
     if (status->tracer != 0) {
       report({pid, "process", "traced", "refused", "it is traced by process " + std::to_string(status->tracer)});
       continue;
@@ -26,6 +35,11 @@ void inspect(const std::vector<pid_t>& pids, pid_t keeper, const pb::WorkloadSpe
     check_process(pid, keeper, spec, report);
     if (status->kernel_thread) continue;
     report({pid, "process", "process", "captured", "threads, registers, signals, timers, credentials, limits, scheduling"});
+    for (const auto& other : processes) {
+      if (::syscall(SYS_kcmp, pid, other.pid, KCMP_VM, 0, 0) != 0) continue;
+      report({pid, "process", "sharing", "refused", "it shares its memory with process " + std::to_string(other.pid)});
+      break;
+    }
     processes.push_back({pid, status->ns_tids.empty() ? pid : status->ns_tids.back()});
   }
   if (keeper == 0 && !processes.empty()) {

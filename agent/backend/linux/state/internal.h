@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <set>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,8 +20,21 @@
 
 namespace baton::linux_backend::state {
 
+// A call with a time limit that the last freeze met (timed_calls.cc).
+struct TimedCallSeen {
+  long number = 0;
+  std::uint64_t value = 0;      // the argument with which it was made again
+  std::int64_t until = 0;       // our CLOCK_MONOTONIC, ns
+};
+
+struct LockFuture { std::uint64_t locked_kib = 0; std::uint32_t flags = 0; };
+
 struct StateContext::Impl {
   std::map<pid_t, int> restart_calls;            // thread -> the call that its restart block stands for
+  std::map<pid_t, TimedCallSeen> timed_calls;    // by thread
+  std::uint32_t timed_call_number = 0;
+  std::int64_t workload_shift_ns = 0;            // the workload's CLOCK_MONOTONIC minus ours
+  std::map<pid_t, LockFuture> lock_future;       // by process (options.cc)
   std::vector<DescriptorObject> objects;         // of the last capture
   std::string vdso_digest;
   std::vector<pb::XsaveComponent> xsave_layout;
@@ -109,16 +123,31 @@ struct DescriptorOptions {
 Result<void> read_descriptors(const std::vector<ProcessRef>& processes, const DescriptorOptions& options,
                               pb::LinuxState& out, std::vector<DescriptorObject>& objects);
 
+// timed_calls.cc -------------------------------------------------------------------
+// Call with `out.registers` filled and nothing injected into the thread yet.
+Result<void> keep_time(Tracee& tracee, StateContext::Impl& context, std::int64_t workload_shift_ns, pb::Thread& out);
+
+// options.cc -----------------------------------------------------------------------
+void ask_options(bool leader, std::vector<RemoteCall>& calls);
+void take_options(bool leader, std::span<const std::int64_t> answers, pb::ProcessState& process, pb::Thread& thread);
+Result<void> read_lock_future(pid_t pid, std::uint64_t locked_kib, std::uint64_t scratch, StateContext::Impl& context, pb::ProcessState& out);
+Result<void> read_seccomp(pid_t tid, int mode, pb::LinuxState& state, pb::Thread& out);
+Result<void> check_dispatch(pid_t tid);   // kUnsupported: syscall user dispatch
+
 // threads.cc, process.cc -----------------------------------------------------------
 // Everything of a process that needs its threads stopped.
-Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, pb::ProcessState& out);
+Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, pb::LinuxState& state, pb::ProcessState& out);
 // What /proc tells: tree, credentials, limits, folders.
 struct Places { std::map<pid_t, pid_t> inside; };   // our pid -> inside
 Result<void> read_process(pid_t pid, const Places& places, pb::ProcessState& out);
 Result<void> add_zombies(const StoppedTree& tree, const Places& places, pb::LinuxState& out);
 // Refuses what no process may have: seccomp filters, foreign namespaces, a tracer.
 void check_process(pid_t pid, pid_t keeper, const pb::WorkloadSpec& spec, const Report& report);
-Result<void> read_credentials(pid_t tid, pb::Credentials& out);
+struct StatusFacts {
+  int seccomp = 0;                // mode
+  std::uint64_t locked_kib = 0;   // VmLck
+};
+Result<void> read_credentials(pid_t tid, pb::Credentials& out, StatusFacts& facts);
 
 pb::ProcessState* find_or_add(pb::LinuxState& state, pid_t ns_pid);
 std::string read_status_field(const std::string& status, const std::string& key);

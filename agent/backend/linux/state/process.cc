@@ -71,7 +71,7 @@ std::string read_status_field(const std::string& status, const std::string& key)
   return status.substr(at, end - at);
 }
 
-Result<void> read_credentials(pid_t tid, pb::Credentials& out) {
+Result<void> read_credentials(pid_t tid, pb::Credentials& out, StatusFacts& facts) {
   BATON_ASSIGN(std::string status, read_proc("/proc/" + std::to_string(tid) + "/status"));
   for (auto id : numbers(read_status_field(status, "Uid"), 10)) out.add_uids(static_cast<std::uint32_t>(id));
   for (auto id : numbers(read_status_field(status, "Gid"), 10)) out.add_gids(static_cast<std::uint32_t>(id));
@@ -82,6 +82,8 @@ Result<void> read_credentials(pid_t tid, pb::Credentials& out) {
   out.set_cap_effective(set("CapEff"));
   out.set_cap_bounding(set("CapBnd"));
   out.set_cap_ambient(set("CapAmb"));
+  facts.seccomp = std::atoi(read_status_field(status, "Seccomp").c_str());
+  facts.locked_kib = std::strtoull(read_status_field(status, "VmLck").c_str(), nullptr, 10);
   out.set_no_new_privs(read_status_field(status, "NoNewPrivs") == "1");
   return {};
 }
@@ -149,9 +151,13 @@ void check_process(pid_t pid, pid_t keeper, const pb::WorkloadSpec& spec, const 
   auto status = read_task_status(pid);
   if (!status) return;
   if (status->kernel_thread) refuse("process", "kernel thread", "it is a kernel thread");
-  if (status->seccomp == 2) refuse("process", "seccomp filter", "seccomp filters are not supported");
-  if (status->seccomp == 1) refuse("process", "seccomp strict mode", "seccomp strict mode is not supported");
+  if (auto text = read_proc("/proc/" + std::to_string(pid) + "/status"); text && text->find("shstk") != std::string::npos) {
+    refuse("process", "shadow stack", "shadow stacks are not supported");   // x86_Thread_features, Linux 6.6
+  }
   if (auto native = check_native_program(pid); !native) refuse("process", "32-bit program", "32-bit programs are not supported");
+  if (auto cwd = read_link("/proc/" + std::to_string(pid) + "/cwd"); cwd && cwd->size() > 10 && cwd->compare(cwd->size() - 10, 10, " (deleted)") == 0) {
+    refuse("process", "folder", "its working directory has been removed: " + *cwd);
+  }
   // Namespaces: the workload's own (the keeper's) or this node's.
   const std::string own = "/proc/self/ns/", theirs = "/proc/" + std::to_string(pid) + "/ns/", home = "/proc/" + std::to_string(keeper) + "/ns/";
   for (const char* kind : {"mnt", "net", "ipc", "uts", "user", "cgroup", "pid"}) {

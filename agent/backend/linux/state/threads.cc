@@ -121,7 +121,7 @@ Result<void> read_sleep(Tracee& tracee, const user_regs_struct& regs, int call, 
   return {};
 }
 
-Result<void> read_outside(StoppedThread& thread, StateContext::Impl& context, pb::Thread& out) {
+Result<void> read_outside(StoppedThread& thread, StateContext::Impl& context, pb::Thread& out, StatusFacts& facts) {
   Tracee& tracee = *thread.tracee;
   BATON_ASSIGN(auto registers, tracee.general_registers());
   out.set_registers(registers.data(), registers.size());
@@ -149,6 +149,8 @@ Result<void> read_outside(StoppedThread& thread, StateContext::Impl& context, pb
     context.restart_calls.erase(thread.tid);
   }
 
+  BATON_TRY(keep_time(tracee, context, context.workload_shift_ns, out));
+
   std::uint64_t head = 0;
   std::size_t bytes = 0;
   if (::syscall(SYS_get_robust_list, thread.tid, &head, &bytes) == 0 && head != 0) {
@@ -168,7 +170,7 @@ Result<void> read_outside(StoppedThread& thread, StateContext::Impl& context, pb
     out.set_timer_slack_ns(std::strtoull(slack->c_str(), nullptr, 10));
   }
   read_scheduling(thread.tid, out);
-  return read_credentials(thread.tid, *out.mutable_credentials());
+  return read_credentials(thread.tid, *out.mutable_credentials(), facts);
 }
 
 RemoteCall call(long number, std::initializer_list<std::uint64_t> args) {
@@ -219,7 +221,11 @@ Result<void> read_inside(StoppedProcess& process, StoppedThread& thread, bool le
     }
     for (const auto& timer : timers) calls.push_back(call(SYS_timer_getoverrun, {static_cast<std::uint64_t>(timer.id)}));
   }
+  const std::size_t options_at = calls.size();
+  ask_options(leader, calls);
   BATON_ASSIGN(auto answers, tracee.batch(calls, false));
+  take_options(leader, std::span(answers).subspan(options_at), state, out);
+  answers.resize(options_at);
   std::vector<std::byte> got(leader ? kScratchBytes : kItimersAt);
   BATON_TRY(tracee.read({area}, got));
 
@@ -282,7 +288,7 @@ Result<void> read_inside(StoppedProcess& process, StoppedThread& thread, bool le
 
 }  // namespace
 
-Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, pb::ProcessState& out) {
+Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, pb::LinuxState& machine, pb::ProcessState& out) {
   std::vector<PosixLine> timers = read_posix_timers(process.pid, process.ns_pid);
   if (timers.size() > kMaxPosixTimers) {
     return make_error(Code::kUnsupported, "capture", "process " + std::to_string(process.pid) + ": more than " + std::to_string(kMaxPosixTimers) + " POSIX timers");
@@ -298,9 +304,16 @@ Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, 
     }
     auto& state = *out.add_threads();
     state.set_tid(first ? out.pid() : tid_inside(thread.tid));
-    BATON_TRY(read_outside(thread, context, state));
+    StatusFacts facts;
+    BATON_TRY(read_outside(thread, context, state, facts));
     if (first) BATON_TRY(read_queue(thread.tid, true, out.mutable_pending_signals()));
     BATON_TRY(read_inside(process, thread, first, timers, out, state));
+    if (first && facts.locked_kib != 0) {
+      BATON_ASSIGN(auto scratch, thread.tracee->scratch(kScratchBytes));
+      BATON_TRY(read_lock_future(process.pid, facts.locked_kib, scratch.address, context, out));
+    }
+    BATON_TRY(read_seccomp(thread.tid, facts.seccomp, machine, state));
+    BATON_TRY(check_dispatch(thread.tid));
     if (first) out.set_stopped(thread.tracee->group_stopped());
     first = false;
   }

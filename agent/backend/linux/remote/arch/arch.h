@@ -62,6 +62,25 @@ bool is_native(const Registers& regs, std::size_t image_bytes);
 std::uint64_t instruction_pointer(const Registers& regs);
 void set_instruction_pointer(Registers& regs, std::uint64_t to);
 
+// Calls that answer EINTR after any stop, signal or not (signal(7), "Interruption of system
+// calls by stop signals"): true when `regs` hold such an answer, which then asks the kernel to
+// make the call again unless a signal handler comes first, and only then to tell EINTR.
+bool hide_interruption(Registers& regs);
+
+// A call with a time limit that stands so. The limit: where it is among the arguments, and
+// whether as milliseconds or as the address of a struct timespec.
+struct TimedCall {
+  long number = 0;
+  int argument = 0;
+  bool milliseconds = false;
+  std::uint64_t value = 0;       // of that argument
+};
+// False: `regs` are at no such call, or one without a limit.
+bool timed_call(const Registers& regs, TimedCall& out);
+void set_time_argument(Registers& regs, const TimedCall& call, std::uint64_t value);
+// Below what the program may use beside its stack pointer (psABI: the red zone).
+std::uint64_t below_stack(const Registers& regs);
+
 // NT_ constant of the extended state (vector registers and the like).
 int extended_state_note();
 inline constexpr std::size_t kMaxExtendedStateBytes = 16384;

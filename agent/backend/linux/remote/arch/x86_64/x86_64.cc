@@ -27,6 +27,7 @@ struct SlotData {
 // they never reach a program, but a tracer sees them.
 constexpr std::int64_t kErestartSys = -512, kErestartNoIntr = -513, kErestartNoHand = -514,
                        kErestartBlock = -516;
+constexpr long kIoPgetevents = 333, kEpollPwait2 = 441;   // Linux 4.18, 5.11
 constexpr std::uint64_t kUserCs64 = 0x33;
 constexpr std::uint64_t kTrapFlag = 0x100;
 
@@ -112,6 +113,45 @@ bool is_native(const Registers& regs, std::size_t image_bytes) {
 }
 std::uint64_t instruction_pointer(const Registers& regs) { return regs.rip; }
 void set_instruction_pointer(Registers& regs, std::uint64_t to) { regs.rip = to; }
+
+bool hide_interruption(Registers& regs) {
+  if (static_cast<std::int64_t>(regs.orig_rax) < 0 || static_cast<std::int64_t>(regs.rax) != -EINTR) return false;
+  switch (static_cast<long>(regs.orig_rax)) {
+    case SYS_epoll_wait: case SYS_epoll_pwait: case kEpollPwait2: case SYS_semop: case SYS_semtimedop:
+    case SYS_rt_sigtimedwait: case SYS_io_getevents: case kIoPgetevents:
+    // Sockets with SO_RCVTIMEO or SO_SNDTIMEO, and file systems in user space.
+    case SYS_read: case SYS_readv: case SYS_write: case SYS_writev: case SYS_recvfrom: case SYS_recvmsg:
+    case SYS_sendto: case SYS_sendmsg: case SYS_accept: case SYS_accept4: case SYS_connect:
+      regs.rax = static_cast<std::uint64_t>(kErestartNoHand);
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool timed_call(const Registers& regs, TimedCall& out) {
+  if (static_cast<std::int64_t>(regs.orig_rax) < 0 || static_cast<std::int64_t>(regs.rax) != kErestartNoHand) return false;
+  out = {static_cast<long>(regs.orig_rax), 0, false, 0};
+  switch (out.number) {
+    case SYS_epoll_wait: case SYS_epoll_pwait:
+      out.argument = 3, out.milliseconds = true, out.value = regs.r10;
+      return static_cast<std::int32_t>(regs.r10) > 0;
+    case kEpollPwait2: case SYS_semtimedop: out.argument = 3, out.value = regs.r10; break;
+    case SYS_rt_sigtimedwait: out.argument = 2, out.value = regs.rdx; break;
+    case SYS_io_getevents: out.argument = 4, out.value = regs.r8; break;
+    default: return false;
+  }
+  return out.value != 0;
+}
+
+void set_time_argument(Registers& regs, const TimedCall& call, std::uint64_t value) {
+  if (call.argument == 2) regs.rdx = value;
+  else if (call.argument == 3) regs.r10 = value;
+  else regs.r8 = value;
+}
+
+std::uint64_t below_stack(const Registers& regs) { return (regs.rsp - 128 - 256) & ~std::uint64_t{15}; }
+
 int extended_state_note() { return NT_X86_XSTATE; }
 
 }  // namespace baton::linux_backend::arch

@@ -1,0 +1,287 @@
+// System V shared memory, semaphores, message queues; POSIX shared memory, semaphores, queues.
+#include <fcntl.h>
+#include <mqueue.h>
+#include <semaphore.h>
+#include <sys/ipc.h>
+#include <sys/mman.h>
+#include <sys/msg.h>
+#include <sys/sem.h>
+#include <sys/shm.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <memory>
+#include <string>
+
+#include "zoo.h"
+
+using namespace zoo;
+
+namespace {
+
+union Argument { int value; semid_ds* info; unsigned short* array; };
+
+Animal shm_private() {
+  int id = shmget(IPC_PRIVATE, 100000, IPC_CREAT | 0640);
+  auto* at = static_cast<char*>(shmat(id, nullptr, 0));
+  MUST(at != reinterpret_cast<char*>(-1));
+  auto turn = std::make_shared<int>(0);
+  strcpy(at + 50000, "turn 0");
+  return {[=](Check& c) {
+            c.same(strcmp(at + 50000, ("turn " + std::to_string(*turn)).c_str()), 0, "content");
+            shmid_ds info{};
+            c.same(shmctl(id, IPC_STAT, &info), 0, "the id is known");
+            c.same((long long)info.shm_segsz, 100000, "size");
+            c.same((long long)info.shm_nattch, 1, "attachments");
+            c.same(info.shm_perm.mode & 0777, 0640, "mode");
+          },
+          [=] { strcpy(at + 50000, ("turn " + std::to_string(++*turn)).c_str()); }};
+}
+
+Animal shm_keyed() {
+  int id = shmget(0x5eed, 8192, IPC_CREAT | IPC_EXCL | 0600);
+  MUST(id >= 0);
+  auto* at = static_cast<char*>(shmat(id, nullptr, 0));
+  at[0] = 'k';
+  return {[=](Check& c) {
+            c.same(shmget(0x5eed, 0, 0), id, "found by its key");
+            auto* again = static_cast<char*>(shmat(id, nullptr, SHM_RDONLY));
+            c.expect(again != reinterpret_cast<char*>(-1), "attach again");
+            if (again != reinterpret_cast<char*>(-1)) {
+              c.same(again[0], 'k', "content");
+              shmdt(again);
+            }
+            c.same(shmdt(at), 0, "detach");
+            c.same(static_cast<char*>(shmat(id, at, 0)) == at, 1, "attach where it was");
+          },
+          {}};
+}
+
+Animal shm_removed() {
+  int id = shmget(IPC_PRIVATE, 4096, 0600);
+  auto* at = static_cast<char*>(shmat(id, nullptr, 0));
+  shmctl(id, IPC_RMID, nullptr);
+  at[9] = 'r';
+  return {[=](Check& c) {
+            c.same(at[9], 'r', "content");
+            shmid_ds info{};
+            c.same(shmctl(id, IPC_STAT, &info), 0, "still there");
+            c.same(info.shm_perm.mode & SHM_DEST, SHM_DEST, "goes with its last attachment");
+          },
+          {}};
+}
+
+Animal shm_unattached() {
+  int id = shmget(IPC_PRIVATE, 20000, 0600);
+  auto* at = static_cast<char*>(shmat(id, nullptr, 0));
+  strcpy(at + 12000, "nobody looks");
+  shmdt(at);
+  return {[=](Check& c) {
+            auto* again = static_cast<char*>(shmat(id, nullptr, 0));
+            c.expect(again != reinterpret_cast<char*>(-1), "attach");
+            if (again == reinterpret_cast<char*>(-1)) return;
+            c.same(strcmp(again + 12000, "nobody looks"), 0, "content");
+            shmdt(again);
+          },
+          {}};
+}
+
+Animal shm_shared() {
+  int id = shmget(IPC_PRIVATE, 4096, 0600);
+  auto* at = static_cast<volatile int*>(shmat(id, nullptr, 0));
+  at[0] = 0;
+  child([=] {
+    for (;;) {
+      if (at[0] == 1) at[0] = 2;
+      usleep(1000);
+    }
+  });
+  return {[=](Check& c) {
+            at[0] = 1;
+            for (int i = 0; i < 5000 && at[0] != 2; ++i) usleep(1000);
+            c.same(at[0], 2, "the child sees it and answers");
+          },
+          {}};
+}
+
+Animal shm_partial() {
+  int id = shmget(IPC_PRIVATE, 4096 * 8, 0600);
+  auto* at = static_cast<char*>(shmat(id, nullptr, 0));
+  for (int i = 0; i < 8; ++i) at[i * 4096] = (char)('a' + i);
+  MUST(munmap(at + 4096 * 2, 4096) == 0);
+  MUST(mprotect(at + 4096 * 5, 4096, PROT_READ) == 0);
+  return {[=](Check& c) {
+            for (int i = 0; i < 8; ++i) {
+              if (i != 2) c.same(at[i * 4096], 'a' + i, "content");
+            }
+            unsigned char there = 0;
+            c.same(mincore(at + 4096 * 2, 4096, &there), -1, "the hole");
+          },
+          {}};
+}
+
+Animal sem_values() {
+  int id = semget(0x5e11, 3, IPC_CREAT | 0600);
+  unsigned short values[3] = {4, 0, 9};
+  MUST(semctl(id, 0, SETALL, Argument{.array = values}) == 0);
+  return {[=](Check& c) {
+            unsigned short now[3] = {};
+            c.same(semget(0x5e11, 0, 0), id, "found by its key");
+            c.same(semctl(id, 0, GETALL, Argument{.array = now}), 0, "read");
+            c.same(now[0], 4, "first");
+            c.same(now[1], 0, "second");
+            c.same(now[2], 9, "third");
+          },
+          {}};
+}
+
+Animal sem_waited_for() {
+  int id = semget(IPC_PRIVATE, 2, 0600);
+  unsigned short values[2] = {0, 0};
+  semctl(id, 0, SETALL, Argument{.array = values});
+  child([=] {
+    for (;;) {
+      sembuf take{0, -1, 0}, give{1, 1, 0};
+      if (semop(id, &take, 1) != 0) _exit(1);   // an interruption would show
+      semop(id, &give, 1);
+    }
+  });
+  usleep(20000);
+  return {[=](Check& c) {
+            sembuf give{0, 1, 0}, take{1, -1, 0};
+            c.same(semop(id, &give, 1), 0, "give");
+            timespec limit{5, 0};
+            c.same(semtimedop(id, &take, 1, &limit), 0, "the waiter goes on");
+          },
+          {}};
+}
+
+Animal msg_waiting() {
+  int id = msgget(0x3519, IPC_CREAT | 0600);
+  struct Message { long type; char text[64]; };
+  auto send = [=](long type, const char* text) {
+    Message m{type, {}};
+    strcpy(m.text, text);
+    MUST(msgsnd(id, &m, strlen(text) + 1, 0) == 0);
+  };
+  send(3, "three");
+  send(1, "one");
+  return {[=](Check& c) {
+            Message m{};
+            c.same(msgget(0x3519, 0), id, "found by its key");
+            c.same(msgrcv(id, &m, sizeof m.text, 1, IPC_NOWAIT), 4, "by type");
+            c.same(strcmp(m.text, "one"), 0, "text");
+            c.same(msgrcv(id, &m, sizeof m.text, 0, IPC_NOWAIT), 6, "the other");
+            c.same(m.type, 3, "type");
+            send(3, "three");
+            send(1, "one");
+          },
+          {}};
+}
+
+Animal posix_shm() {
+  std::string name = "/zoo-" + std::to_string(getpid());
+  shm_unlink(name.c_str());
+  int fd = shm_open(name.c_str(), O_CREAT | O_RDWR | O_EXCL, 0600);
+  MUST(ftruncate(fd, 8192) == 0);
+  auto* at = static_cast<char*>(mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+  shm_unlink(name.c_str());
+  auto turn = std::make_shared<int>(0);
+  at[5000] = 'p';
+  return {[=](Check& c) {
+            c.same(at[5000], 'p' + *turn, "content");
+            c.same(pwrite(fd, "w", 1, 100), 1, "write");
+            c.same(at[100], 'w', "one memory");
+          },
+          [=] { at[5000] = (char)('p' + ++*turn); }};
+}
+
+Animal posix_semaphore() {
+  auto* sem = static_cast<sem_t*>(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  auto* done = sem + 1;
+  sem_init(sem, 1, 0);
+  sem_init(done, 1, 0);
+  child([=] {
+    for (;;) {
+      if (sem_wait(sem) != 0) _exit(1);
+      sem_post(done);
+    }
+  });
+  return {[=](Check& c) {
+            sem_post(sem);
+            timespec limit{};
+            clock_gettime(CLOCK_REALTIME, &limit);
+            limit.tv_sec += 5;
+            c.same(sem_timedwait(done, &limit), 0, "the child answers");
+          },
+          {}};
+}
+
+Animal mqueue_empty() {
+  mq_attr attributes{};
+  attributes.mq_maxmsg = 7;
+  attributes.mq_msgsize = 300;
+  mqd_t queue = mq_open("/zoo", O_CREAT | O_RDWR | O_NONBLOCK | O_EXCL, 0640, &attributes);
+  MUST(queue >= 0);
+  return {[=](Check& c) {
+            mq_attr now{};
+            c.same(mq_getattr(queue, &now), 0, "attributes");
+            c.same(now.mq_maxmsg, 7, "messages");
+            c.same(now.mq_msgsize, 300, "size");
+            c.same(now.mq_flags, O_NONBLOCK, "flags");
+            c.same(mq_send(queue, "hello", 5, 9), 0, "send");
+            char text[300];
+            unsigned priority = 0;
+            mqd_t again = mq_open("/zoo", O_RDONLY);
+            c.expect(again >= 0, "open by name");
+            c.same(mq_receive(again, text, sizeof text, &priority), 5, "receive");
+            c.same(priority, 9, "priority");
+            mq_close(again);
+          },
+          {}};
+}
+
+Animal mqueue_closed() {
+  mqd_t queue = mq_open("/zoo-closed", O_CREAT | O_RDWR | O_EXCL, 0600, nullptr);
+  MUST(queue >= 0);
+  mq_close(queue);
+  return {[=](Check& c) {
+            mqd_t again = mq_open("/zoo-closed", O_RDWR);
+            c.expect(again >= 0, "still there");
+            if (again >= 0) mq_close(again);
+          },
+          {}};
+}
+
+Animal mqueue_full() {
+  mqd_t queue = mq_open("/zoo-full", O_CREAT | O_RDWR | O_NONBLOCK, 0600, nullptr);
+  MUST(mq_send(queue, "waits", 5, 1) == 0);
+  return {[=](Check& c) {
+            mq_attr now{};
+            mq_getattr(queue, &now);
+            c.same(now.mq_curmsgs, 1, "the message waits");
+          },
+          {}};
+}
+
+const std::vector<Case> kCases = {
+    {"shm-private", "System V shared memory", "System V shared memory", shm_private},
+    {"shm-keyed", "System V shared memory", "System V shared memory", shm_keyed},
+    {"shm-removed", "System V shared memory", "System V shared memory", shm_removed},
+    {"shm-unattached", "System V shared memory", kLost, shm_unattached},
+    {"shm-shared", "System V shared memory", "System V shared memory", shm_shared},
+    {"shm-partial", "System V shared memory", "System V shared memory", shm_partial},
+    {"sem-values", "System V semaphores", kLost, sem_values},
+    {"sem-waited-for", "System V semaphores", kLost, sem_waited_for},
+    {"msg-waiting", "System V queue", kLost, msg_waiting},
+    {"posix-shm", "POSIX shared memory", nullptr, posix_shm},
+    {"posix-semaphore", "POSIX semaphore", nullptr, posix_semaphore},
+    {"mqueue-empty", "POSIX queue", kLost, mqueue_empty},
+    {"mqueue-closed", "POSIX queue", kLost, mqueue_closed},
+    {"mqueue-full", "POSIX queue", kLost, mqueue_full},
+};
+
+}  // namespace
+
+int main(int argc, char** argv) { return run(kCases, argc, argv); }
