@@ -137,9 +137,7 @@ class Memcached(Daemon):
         return ["/usr/bin/memcached", "-u", "root", "-l", "0.0.0.0", "-p", str(self.port), "-U", "0", "-t", "4", "-m", "64"]
 
     def connect(self):
-        connection = socket.create_connection((self.host, self.port), timeout=10)
-        connection.lines = connection.makefile("rb") if hasattr(connection, "__dict__") else None
-        return connection
+        return socket.create_connection((self.host, self.port), timeout=10)
 
     def ask(self, connection, text):
         connection.sendall(text)

@@ -292,7 +292,9 @@ int exec(const Options& options) {
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(options.interval_ms));
     }
-    if (auto moved = life.move(); !moved) {
+    auto moved = life.move();
+    for (int tries = 0; !moved && moved.error().code == Code::kTimedOut && tries < 20; ++tries) moved = life.move();   // a parent in vfork
+    if (!moved) {
       std::cout << "move failed: " << moved.error().message() << std::endl << life.log();
       return 1;
     }

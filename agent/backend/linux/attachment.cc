@@ -38,7 +38,14 @@ Result<std::unique_ptr<LinuxAttachment>> LinuxAttachment::attach(const backend::
   a->tracer_.run([&] {
     outcome = [&]() -> Result<void> {
       BATON_ASSIGN(auto pids, a->members_.list());
-      for (pid_t pid : pids) BATON_TRY(check_native_program(pid));
+      for (pid_t pid : pids) {
+        BATON_TRY(check_native_program(pid));
+        auto status = read_task_status(pid);
+        auto threads = list_threads(pid);
+        if (status && status->state == 'Z' && threads && threads->size() > 1) {
+          return make_error(Code::kUnsupported, "attach", "process " + std::to_string(pid) + ": its first thread has ended while others run on");
+        }
+      }
       return a->take_up(pids, nullptr);
     }();
   });

@@ -296,14 +296,15 @@ Animal protections() {
 Animal remapped() {
   auto* at = map(16 << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
   for (int i = 0; i < 16; ++i) at[i << 12] = (char)i;
-  auto place = std::make_shared<char*>(at);
+  auto now = std::make_shared<char*>(at);
   return {[=](Check& c) {
-            for (int i = 0; i < 16; ++i) c.same((*place)[i << 12], i, "content");
+            for (int i = 0; i < 16; ++i) c.same((*now)[i << 12], i, "content");
           },
           [=] {
-            void* moved = mremap(*place, 16 << 12, 16 << 12, MREMAP_MAYMOVE | MREMAP_FIXED, *place + (64 << 12));
+            auto* free = map(16 << 12, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS);
+            void* moved = mremap(*now, 16 << 12, 16 << 12, MREMAP_MAYMOVE | MREMAP_FIXED, free);
             MUST(moved != MAP_FAILED);
-            *place = static_cast<char*>(moved);
+            *now = static_cast<char*>(moved);
           }};
 }
 

@@ -173,6 +173,7 @@ Animal stopped_child() {
   siginfo_t info{};
   MUST(waitid(P_PID, (id_t)pid, &info, WSTOPPED) == 0);
   return {[=](Check& c) {
+            for (int i = 0; i < 5000 && status("State", pid)[0] != 'T'; ++i) usleep(1000);
             c.same(status("State", pid)[0], 'T', "stopped");
             kill(pid, SIGCONT);
             for (int i = 0; i < 5000 && status("State", pid)[0] != 'S'; ++i) usleep(1000);

@@ -292,7 +292,7 @@ Animal datagrams_from_names() {
 }
 
 Animal datagram_one_way() {
-  std::string at = place("log");
+  std::string at = place("sink");
   int receiver = named(SOCK_DGRAM, at), sender = dial(SOCK_DGRAM, at);
   put(sender, "logged");
   return {[=](Check& c) {

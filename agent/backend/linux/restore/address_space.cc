@@ -319,7 +319,8 @@ Result<void> build_address_space(Construction& c, BuiltProcess& process) {
   BATON_TRY(set_layout(process, true));
   // The template's descriptors, which every process inherits.
   BATON_TRY(puppet.checked("close_range", subject(process), SYS_close_range, {static_cast<std::uint64_t>(c.first_number), ~0u, 0}));
-  return {};
+  // Only now: closing any descriptor of a file ends the process's record locks on it (fcntl(2)).
+  return set_record_locks(c, process);
 }
 
 Result<void> check_address_space_follows(const Construction& c, const pb::ProcessState& old, const pb::ProcessState& now) {

@@ -156,7 +156,7 @@ class Opener {
     auto& ends = pipes_[file.pipe() - 1];
     if (ends.first < 0) BATON_TRY(make_pipe(file, ends));
     unsigned access = file.flags() & O_ACCMODE;
-    return reopen(access == O_WRONLY ? ends.second : ends.first, access | (file.flags() & (O_NONBLOCK | O_DIRECT)));
+    return reopen(access == O_WRONLY ? ends.second : ends.first, access | (file.flags() & O_NONBLOCK));   // O_DIRECT by set_flags: open(2) refuses it
   }
 
   Result<void> make_pipe(const pb::OpenFile& file, std::pair<int, int>& ends) {
@@ -391,7 +391,6 @@ Result<void> place_descriptors(Construction& c, BuiltProcess& process) {
     }
     if (file.owner_signal() != 0) BATON_TRY(puppet.call(SYS_fcntl, {u(d.number()), F_SETSIG, u(file.owner_signal())}));
   }
-  BATON_TRY(set_record_locks(c, process));
   return set_watches(c, process);
 }
 
