@@ -179,7 +179,7 @@ TEST_F(Ports, NotAttached_NobodyAnswers_AttachedEverybodyReachesIt) {
   EXPECT_TRUE(answers(workloads_[0].get(), "10.99.0.2"));
   EXPECT_TRUE(answers(workloads_[0].get(), "10.99.0.11"));
   EXPECT_TRUE(answers(outside_.get(), "fd99::50"));
-  EXPECT_TRUE(answers(nullptr, "fd99::50"));
+  EXPECT_TRUE(answers(nullptr, "fd99::50", 3000ms));
   EXPECT_TRUE(answers(workloads_[0].get(), "fd99::2"));
   EXPECT_TRUE(answers(outside_.get(), "10.99.0.11"));               // the node's own is as before
   ASSERT_TRUE(port.detach());
