@@ -318,6 +318,7 @@ Result<backend::RoundStats> LinuxAttachment::do_round(backend::PageSink& sink,
   auto collected = steady_clock::now();
   BATON_TRY(copy_private(sink, stats));
   BATON_TRY(copy_shared(sink, stats));
+  for (auto& [pid, p] : processes_) p.space->refresh_flags();
   stats.scan = collected - start;
   stats.copy = steady_clock::now() - collected;
   stats.pages_pending = pages_pending();

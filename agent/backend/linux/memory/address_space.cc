@@ -385,12 +385,12 @@ Result<pb::MmLayout> AddressSpace::layout() {
   return *layout_;
 }
 
-void AddressSpace::write_flags(bool exact, pb::ProcessState& out) {
-  constexpr auto kOldAfterChange = std::chrono::milliseconds(250);
+void AddressSpace::refresh_flags() {
+  constexpr auto kOldAfterChange = std::chrono::seconds(1);
   constexpr auto kOld = std::chrono::seconds(5);
   auto age = std::chrono::steady_clock::now() - flags_read_;
   bool changed = flags_of_mappings_ != map_.vmas().size();
-  if (exact || age > kOld || (changed && age > kOldAfterChange)) {
+  if (age > kOld || (changed && age > kOldAfterChange)) {
     if (auto read = read_vm_flags(pid_)) flags_ = std::move(*read);
     flags_of_mappings_ = map_.vmas().size();
     flags_read_ = std::chrono::steady_clock::now();
@@ -402,9 +402,14 @@ void AddressSpace::write_flags(bool exact, pb::ProcessState& out) {
       }
     }
   }
+}
+
+void AddressSpace::write_flags(bool frozen, pb::ProcessState& out) {
+  if (!frozen || flags_read_ == std::chrono::steady_clock::time_point{}) refresh_flags();
   for (auto& mapping : *out.mutable_mappings()) {
-    auto found = flags_.find(mapping.start());
-    if (found == flags_.end() || found->second.end != mapping.end()) continue;
+    // What covered its beginning then: a mapping that has grown keeps its flags.
+    auto found = flags_.upper_bound(mapping.start());
+    if (found == flags_.begin() || (--found)->second.end <= mapping.start()) continue;
     for (const auto& flag : found->second.flags) mapping.add_vm_flags(flag);
   }
 }

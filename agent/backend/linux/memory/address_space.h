@@ -55,10 +55,12 @@ class AddressSpace {
   // Fixed values of the layout (memory_map.h), read once.
   Result<pb::MmLayout> layout();
 
-  // Adds VmFlags to mappings that fill_mapping wrote. They are read again when `exact` (the
-  // program is stopped), when mappings changed, or when they are seconds old: madvise(2) or
-  // mlock(2) of a whole mapping shows nowhere else.
-  void write_flags(bool exact, pb::ProcessState& out);
+  // VmFlags are read again when mappings changed or when they are seconds old: madvise(2) or
+  // mlock(2) of a whole mapping shows nowhere else. Walks all page tables (some 10 ms per GiB):
+  // for while the program runs.
+  void refresh_flags();
+  // Adds them to mappings that fill_mapping wrote; refreshed first unless `frozen`.
+  void write_flags(bool frozen, pb::ProcessState& out);
 
  private:
   AddressSpace() = default;
