@@ -170,6 +170,7 @@ class LinuxBuild final : public backend::Build {
       if (process.threads.empty()) continue;
       BATON_TRY(follow_threads(process, *before[pid]));
       BATON_TRY(follow_address_space(c_, process, *before[pid], followed.again));
+      BATON_TRY(set_record_locks(c_, process));   // mapping a file opened and closed it
       BATON_TRY(follow_attributes(c_, process, *before[pid]));
     }
     BATON_TRY(forget_objects());
