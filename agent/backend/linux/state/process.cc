@@ -151,8 +151,13 @@ void check_process(pid_t pid, pid_t keeper, const pb::WorkloadSpec& spec, const 
   auto status = read_task_status(pid);
   if (!status) return;
   if (status->kernel_thread) refuse("process", "kernel thread", "it is a kernel thread");
-  if (auto text = read_proc("/proc/" + std::to_string(pid) + "/status"); text && text->find("shstk") != std::string::npos) {
-    refuse("process", "shadow stack", "shadow stacks are not supported");   // x86_Thread_features, Linux 6.6
+  static const bool has_shadow_stacks = [] {
+    auto info = read_proc("/proc/cpuinfo");
+    return info && info->find("user_shstk") != std::string::npos;
+  }();
+  if (has_shadow_stacks) {
+    auto text = read_proc("/proc/" + std::to_string(pid) + "/status");   // x86_Thread_features, Linux 6.6
+    if (text && text->find("shstk") != std::string::npos) refuse("process", "shadow stack", "shadow stacks are not supported");
   }
   if (auto native = check_native_program(pid); !native) refuse("process", "32-bit program", "32-bit programs are not supported");
   if (auto cwd = read_link("/proc/" + std::to_string(pid) + "/cwd"); cwd && cwd->size() > 10 && cwd->compare(cwd->size() - 10, 10, " (deleted)") == 0) {
