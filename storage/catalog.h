@@ -23,6 +23,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -35,6 +36,7 @@
 #include "storage/checkpoint_record.h"
 #include "storage/disk.h"
 #include "storage/page_store.h"
+#include "storage/retention.h"
 
 namespace baton::storage {
 
@@ -42,7 +44,8 @@ namespace baton::storage {
 inline constexpr std::uint64_t kMaxDeltaChain = 256;
 
 struct Retention {
-  std::uint64_t keep_last = 8;    // newest checkpoints kept per workload; at least 1
+  std::uint64_t keep_last = 8;    // newest kept of a workload whose policy has no number; at least 1
+  std::vector<RetentionStep> steps;  // of workloads whose policy has none; at most kMaxRetentionSteps
   std::uint64_t byte_budget = 0;  // of the whole store on disk; 0: none. Beyond 4/5 of it the
                                   // oldest checkpoints go first, never a workload's tip;
                                   // at all of it, puts are refused with kNoSpace.
@@ -54,7 +57,19 @@ struct StoreOptions {
   int zstd_level = 1;
   bool maintenance_thread = true;  // false: tests call maintain() themselves
   Disk* disk = nullptr;            // null: the real one; must outlive the store
+  // Kept free on the disk for the upkeep that makes room again when it is full; 0: nothing.
+  std::uint64_t reserve_bytes = 0;
+  // The bytes per second that collection may read and write for moving pages; 0: no limit.
+  std::uint64_t upkeep_bytes_per_s = 0;
+  // The node's key: each workload's own key is wrapped with it, and encrypts its pages and
+  // manifests. What an older store holds in the clear is encrypted when it is written anew.
+  SealerPtr node_key;
+  // Told whenever problem() changes; called from any thread, must not call the store.
+  std::function<void(const std::string& problem)> alarm;
 };
+
+inline constexpr std::size_t kMaxTags = 64;      // per checkpoint
+inline constexpr std::size_t kMaxTagBytes = 64;  // 1 to this many of [A-Za-z0-9._-]
 
 // What a workload's checkpoints have in common; kept in a file of mode 0600.
 struct WorkloadIdentity {
@@ -76,6 +91,14 @@ struct CheckpointInfo {
   std::uint64_t manifest_bytes = 0;
   std::uint64_t objects = 0;
   std::uint64_t missing_pages = 0;    // found missing at open (damaged disk); 0 is healthy
+  std::vector<std::string> tags;      // sorted; it stays as long as it has one
+  bool pinned = false;                // it stays
+  bool marked() const { return pinned || !tags.empty(); }
+};
+
+struct MarkChange {
+  std::vector<std::string> add, remove;
+  std::optional<bool> pin;
 };
 
 struct Checkpoint {
@@ -92,11 +115,24 @@ struct BadPageReport {
   std::vector<std::string> checkpoints;  // "NAME@SEQ" that hold it
 };
 
+struct BadManifest {
+  std::string workload;
+  std::uint64_t seq = 0;
+  std::string reason;
+};
+
+struct VerifyOptions {
+  // Only the pages and manifests of part `part` of `parts`, chosen by digest and seq, so that
+  // `parts` runs read everything once. part 1 to parts.
+  std::uint32_t part = 1, parts = 1;
+  std::function<void(std::uint64_t pages_done, std::uint64_t pages_total)> progress;
+};
+
 struct VerifyResult {
   std::uint64_t pages_checked = 0;
   std::uint64_t checkpoints_checked = 0;
   std::vector<BadPageReport> bad;
-  std::vector<std::string> bad_manifests;  // "NAME@SEQ: reason"
+  std::vector<BadManifest> bad_manifests;
 };
 
 struct StoreStats {
@@ -109,6 +145,10 @@ struct StoreStats {
   std::uint64_t collections = 0;
   std::uint64_t damaged_records = 0;  // found at open
   std::uint64_t rolled_back = 0;      // checkpoints given up at open (torn by a power cut)
+  std::uint64_t shed = 0;             // given up early, because the disk or the budget was full
+  std::uint64_t disk_free_bytes = 0;
+  bool in_memory = false;
+  bool encrypted = false;
 };
 
 class Store {
@@ -116,9 +156,13 @@ class Store {
   virtual ~Store() = default;
 
   // Makes the folder when it is not there. `clock` must outlive the store.
-  // Fails: kConflict (another process has it open), kNotAllowed, kNoSpace, kFailed.
+  // Fails: kConflict (another process has it open), kNotAllowed (also: the key is missing or
+  // another), kUnsupported (a newer format), kNoSpace, kFailed.
   static Result<std::unique_ptr<Store>> open(const std::string& folder, StoreOptions options,
                                              const Clock& clock);
+  // The same in memory alone (memory_disk.h), for a node without a disk: everything is gone
+  // with the object. Give it a byte budget, which is what bounds its memory.
+  static Result<std::unique_ptr<Store>> open_in_memory(StoreOptions options, const Clock& clock);
 
   virtual PageStore& pages() = 0;
   virtual WriteLease lease() = 0;  // = pages().lease()
@@ -159,14 +203,29 @@ class Store {
   virtual Result<void> drop_workload(const std::string& workload) = 0;
   virtual void set_retention(const Retention& retention) = 0;
 
+  // What of this workload stays; kept in its log, so that it holds after a restart too.
+  // Fails: kNotFound, kInvalid (more than kMaxRetentionSteps), kNoSpace, kFailed.
+  virtual Result<void> set_policy(const std::string& workload, const RetentionPolicy& policy) = 0;
+  virtual Result<RetentionPolicy> policy(const std::string& workload) = 0;
+  // Tags and pins of NAME@seq, durably. Fails: kNotFound, kInvalid (a bad tag, too many).
+  virtual Result<CheckpointInfo> mark(const std::string& workload, std::uint64_t seq,
+                                      const MarkChange& change) = 0;
+
   // Brings every commit so far to the level.
   virtual Result<void> sync(Durability level) = 0;
   // Collects garbage now.
   virtual Result<GcResult> gc() = 0;
   // What the maintenance thread does when woken: retention by bytes, compaction, collection.
   virtual Result<void> maintain() = 0;
-  // Reads every page of every held checkpoint, and every manifest.
-  virtual Result<VerifyResult> verify() = 0;
+  // Reads every page of every held checkpoint, and every manifest. Bad pages leave the index:
+  // put them again to heal them.
+  virtual Result<VerifyResult> verify(const VerifyOptions& options = {}) = 0;
+  // Puts the right manifest in the place of a damaged one. Fails: kNotFound, kCorrupt (these
+  // are not the bytes that were committed), kNoSpace, kFailed.
+  virtual Result<void> heal_manifest(const std::string& workload, std::uint64_t seq,
+                                     const std::string& manifest) = 0;
+  // What is wrong with the store as a whole, for a person; empty: nothing.
+  virtual std::string problem() const = 0;
   virtual StoreStats stats() = 0;
 };
 

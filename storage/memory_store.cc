@@ -103,6 +103,7 @@ class MemoryPageStore final : public PageStore {
   }
 
   Result<void> sync(Durability) override { return {}; }
+  void set_key(const DomainId&, SealerPtr) override {}
 
   PageStoreStats stats() const override {
     PageStoreStats s;
@@ -114,6 +115,17 @@ class MemoryPageStore final : public PageStore {
   }
 
   void set_byte_limit(std::uint64_t bytes) override { byte_limit_ = bytes; }
+  std::uint64_t domain_bytes(const DomainId& domain) const override {
+    std::uint64_t pages = 0;
+    std::shared_lock lock(domains_mutex_);
+    auto it = domains_.find(domain);
+    if (it == domains_.end()) return 0;
+    for (Shard& shard : it->second->shards) {
+      std::lock_guard shard_lock(shard.mutex);
+      pages += shard.pages.size();
+    }
+    return pages * kPageBytes;
+  }
 
   Result<std::vector<BadPage>> verify(const DomainId& domain, const PageHasher& hasher,
                                       std::span<const Digest> pages) override {
@@ -188,7 +200,7 @@ class MemoryPageStore final : public PageStore {
 
   std::atomic<std::uint64_t> byte_limit_;
   GcEpochs epochs_;
-  std::shared_mutex domains_mutex_;
+  mutable std::shared_mutex domains_mutex_;
   std::map<DomainId, std::unique_ptr<Domain>> domains_;
   std::atomic<std::uint64_t> bytes_{0}, put_new_{0}, put_known_{0};
 };

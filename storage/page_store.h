@@ -29,6 +29,7 @@
 
 #include "base/error.h"
 #include "dedup/digest.h"
+#include "storage/seal.h"
 
 namespace baton::storage {
 
@@ -79,6 +80,7 @@ struct PageStoreStats {
   std::uint64_t segments = 0;
   std::uint64_t put_new = 0, put_known = 0;  // since open
   std::uint64_t damaged_frames = 0;          // found unreadable since open
+  std::uint64_t index_bytes = 0;             // memory of the index
 };
 
 struct BadPage {
@@ -150,10 +152,16 @@ class PageStore {
   virtual PageStoreStats stats() const = 0;
   // put refuses beyond it with kNoSpace; 0: no limit.
   virtual void set_byte_limit(std::uint64_t bytes) = 0;
+  // What the pages of one domain take, at the store's mean size of a page.
+  virtual std::uint64_t domain_bytes(const DomainId& domain) const = 0;
 
   // Reads and checks the given pages and returns those that are bad.
   virtual Result<std::vector<BadPage>> verify(const DomainId& domain, const PageHasher& hasher,
                                               std::span<const Digest> pages) = 0;
+
+  // Pages of this domain are sealed with this key from now on, and those that are sealed can be
+  // read. Without one they are stored as they are. A store in memory does nothing with it.
+  virtual void set_key(const DomainId& domain, SealerPtr sealer) = 0;
 
   // Collection in two steps: begin, then collect the marks from everything committed
   // (including what commits in between), then gc with both. Puts go on meanwhile.

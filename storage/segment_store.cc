@@ -1,13 +1,7 @@
 #include "storage/segment_store.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
-#include <filesystem>
 
 #include <boost/unordered/unordered_flat_set.hpp>
 #include <spdlog/spdlog.h>
@@ -54,33 +48,23 @@ SegmentPageStore::SegmentPageStore(std::string folder, SegmentStoreOptions optio
 SegmentPageStore::~SegmentPageStore() = default;
 
 Result<void> SegmentPageStore::open() {
-  if (::mkdir(folder_.c_str(), 0700) != 0 && errno != EEXIST) {
-    return errno_error("mkdir", folder_);
-  }
-  BATON_ASSIGN(lock_file_, open_file(folder_ + "/LOCK", O_RDWR | O_CREAT, 0600));
-  if (::flock(lock_file_.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno == EWOULDBLOCK) {
-      return make_error(Code::kConflict, "open page store", folder_ + ": in use by another process");
-    }
-    return errno_error("flock", folder_ + "/LOCK");
-  }
+  BATON_TRY(disk_.make_folder(folder_));
+  BATON_ASSIGN(lock_file_, disk_.lock(folder_ + "/LOCK"));
   std::vector<std::uint32_t> ids;
-  std::error_code ec;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_, ec)) {
+  BATON_ASSIGN(auto names, disk_.list(folder_));
+  for (const std::string& name : names) {
     unsigned id = 0;
-    const std::string name = entry.path().filename();
     if (std::sscanf(name.c_str(), "seg-%8x.pages", &id) == 1 && name == Segment::file_name(id)) {
       ids.push_back(id);
     }
   }
-  if (ec) return errno_error(ec.value(), "read folder", folder_);
   std::sort(ids.begin(), ids.end());
 
   std::uint64_t damaged = 0;
   for (std::uint32_t id : ids) {
     next_id_ = std::max(next_id_, id + 1);
     auto found = [&](const DomainId& domain, const Digest& digest, const PagePlace& place) {
-      return index_of(domain).insert(digest, place, 0);
+      return place.frame < kMaxSegmentFrames && index_of(domain).insert(digest, place, 0);
     };
     BATON_ASSIGN(auto segment, Segment::open(folder_, id, disk_, found, damaged));
     if (!segment) continue;
@@ -110,6 +94,21 @@ PageIndex* SegmentPageStore::find_index(const DomainId& domain) const {
   return it == domains_.end() ? nullptr : it->second.get();
 }
 
+void SegmentPageStore::set_key(const DomainId& domain, SealerPtr sealer) {
+  std::unique_lock lock(domains_mutex_);
+  if (sealer) {
+    keys_[domain] = std::move(sealer);
+  } else {
+    keys_.erase(domain);
+  }
+}
+
+SealerPtr SegmentPageStore::find_key(const DomainId& domain) const {
+  std::shared_lock lock(domains_mutex_);
+  auto it = keys_.find(domain);
+  return it == keys_.end() ? nullptr : it->second;
+}
+
 std::shared_ptr<Segment> SegmentPageStore::find_segment(std::uint32_t id) const {
   std::shared_lock lock(segments_mutex_);
   auto it = segments_.find(id);
@@ -129,7 +128,8 @@ Result<SegmentPageStore::Appended> SegmentPageStore::append(std::string_view fra
   std::lock_guard lock(append_mutex_);
   BATON_TRY(fault_point("store.pages.append"));
   if (active_ && active_->appendable() && active_->frame_count() > 0 &&
-      active_->file_bytes() + frames.size() > options_.segment_bytes) {
+      (active_->file_bytes() + frames.size() > options_.segment_bytes ||
+       active_->frame_count() + heads.size() > kMaxSegmentFrames)) {
     const std::uint64_t before = active_->file_bytes();
     if (auto sealed = active_->seal(); !sealed) {
       spdlog::warn("page store: seal segment {}: {}", active_->id(), sealed.error().message());
@@ -169,6 +169,7 @@ Result<void> SegmentPageStore::put_new(const DomainId& domain, PageIndex& index,
   std::string frames;
   frames.reserve(std::min(pages.size() / kFramePages + 1, kPutFrames) * kMaxFrameBytes);
   std::vector<FrameHead> heads;
+  const SealerPtr sealer = find_key(domain);
   for (std::size_t done = 0; done < pages.size();) {
     frames.clear();
     heads.clear();
@@ -176,17 +177,24 @@ Result<void> SegmentPageStore::put_new(const DomainId& domain, PageIndex& index,
     for (std::size_t i = 0; i < group.size(); i += kFramePages) {
       heads.push_back(append_frame(frames, domain,
                                    group.subspan(i, std::min(kFramePages, group.size() - i)),
-                                   options_.zstd_level));
+                                   options_.zstd_level, sealer.get()));
     }
     const std::uint64_t limit = byte_limit_.load();
     if (limit != 0 && bytes_.load() + frames.size() > limit) {
-      return make_error(Code::kNoSpace, "put pages",
-                        folder_ + ": the store's limit of " + std::to_string(limit) +
-                            " bytes is reached",
-                        "Raise the byte budget or keep fewer checkpoints.");
+      Error full = make_error(Code::kNoSpace, "put pages",
+                              folder_ + ": the store's limit of " + std::to_string(limit) +
+                                  " bytes is reached",
+                              "Raise the byte budget or keep fewer checkpoints.");
+      if (options_.trouble) options_.trouble(full);
+      return full;
     }
     const std::uint32_t epoch = epochs_.now();
-    BATON_ASSIGN(Appended where, append(frames, heads));
+    auto appended = append(frames, heads);
+    if (!appended) {
+      if (options_.trouble) options_.trouble(appended.error());
+      return appended.error();
+    }
+    const Appended where = *appended;
     enter(index, where, heads, group, epoch);
     // Only now: a sync that has this ticket must find the pages in the index (heal_locked).
     append_ticket_.fetch_add(1, std::memory_order_acq_rel);
@@ -302,8 +310,13 @@ Result<void> SegmentPageStore::get_frame(const DomainId& domain, const PageHashe
   if (!read && read.error().code != Code::kCorrupt) return read.error();
   FrameHead head;
   const auto bytes = as_bytes_of(frame);
-  bool good = read && parse_frame_head(bytes, head) && head.frame_bytes() == bytes.size() &&
-              decode_frame(bytes, head, std::span(raw.get(), head.page_count * kPageBytes));
+  bool good = read && parse_frame_head(bytes, head) && head.frame_bytes() == bytes.size();
+  if (good) {
+    const SealerPtr sealer = head.sealed ? find_key(domain) : nullptr;
+    auto decoded = decode_frame(bytes, head, std::span(raw.get(), head.page_count * kPageBytes), sealer.get());
+    if (!decoded && decoded.error().code == Code::kNotAllowed) return decoded.error();
+    good = decoded.has_value();
+  }
   for (const Wanted& w : wanted) {
     const PageGet& page = pages[w.index];
     if (good && w.place.slot < head.page_count) {
@@ -328,14 +341,30 @@ Result<void> SegmentPageStore::get_frame(const DomainId& domain, const PageHashe
   return {};
 }
 
+std::uint64_t SegmentPageStore::domain_bytes(const DomainId& domain) const {
+  const PageIndex* index = find_index(domain);
+  if (!index) return 0;
+  std::uint64_t bytes = 0, pages = 0;
+  for (const auto& segment : all_segments()) {
+    bytes += segment->file_bytes();
+    pages += segment->total_pages();
+  }
+  return pages == 0 ? 0 : static_cast<std::uint64_t>(static_cast<double>(bytes) / static_cast<double>(pages) *
+                                                     static_cast<double>(index->size()));
+}
+
 PageStoreStats SegmentPageStore::stats() const {
   PageStoreStats s;
   {
     std::shared_lock lock(domains_mutex_);
-    for (const auto& [id, index] : domains_) s.pages += index->size();
+    for (const auto& [id, index] : domains_) {
+      s.pages += index->size();
+      s.index_bytes += index->memory_bytes();
+    }
   }
   for (const auto& segment : all_segments()) {
     ++s.segments;
+    s.index_bytes += segment->frame_count() * sizeof(FrameEntry);
     s.bytes += segment->file_bytes();
     s.dead_pages += segment->total_pages() - segment->live_pages();
   }

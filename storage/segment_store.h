@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -21,9 +22,12 @@ struct SegmentStoreOptions {
   int zstd_level = 1;
   double rewrite_below = 0.5;  // gc rewrites sealed segments with a smaller live share
   Disk* disk = nullptr;        // null: the real one; must outlive the store
+  std::uint64_t upkeep_bytes_per_s = 0;  // what gc may read and write to move pages; 0: no limit
+  // Told of each put that the disk or the limit refused; called under no lock.
+  std::function<void(const Error&)> trouble;
 };
 
-// Fails: kConflict, kNotAllowed, kFailed. Damage never stops it: unreadable frames are
+// Fails: kConflict, kNotAllowed, kUnsupported (a newer format), kFailed. Damage never stops it: unreadable frames are
 // counted in stats().damaged_frames and their pages are missing.
 Result<std::unique_ptr<PageStore>> open_segment_store(const std::string& folder,
                                                       SegmentStoreOptions options = {});

@@ -1,8 +1,8 @@
 #include "storage/log/catalog_log.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
 
+#include <cstring>
 #include <vector>
 
 #include "base/check.h"
@@ -14,15 +14,16 @@ namespace baton::storage {
 namespace {
 
 constexpr std::string_view kLogMagic = "BATONLOG";
-constexpr std::uint32_t kLogVersion = 1;
+constexpr std::uint32_t kLogVersion = 2;  // 1: without marks and policies
 constexpr std::uint32_t kEntryMagic = 0x52544E45;  // "ENTR"
 constexpr std::size_t kLogHeadBytes = 32;
 constexpr std::size_t kEntryHeadBytes = 64;
 constexpr std::uint8_t kPagesSynced = 1;
+constexpr std::uint8_t kPayloadSealed = 2;
 
-std::string make_log_head() {
+std::string make_log_head(std::uint32_t version = kLogVersion) {
   std::string head(kLogMagic);
-  put_int(head, kLogVersion);
+  put_int(head, version);
   head.resize(kLogHeadBytes - 8);
   put_int<std::uint64_t>(head, checksum(head));
   return head;
@@ -32,7 +33,7 @@ std::string make_entry_head(const LogEntry& entry, std::string_view payload) {
   std::string head;
   put_int(head, kEntryMagic);
   put_int(head, static_cast<std::uint8_t>(entry.type));
-  put_int<std::uint8_t>(head, entry.pages_synced ? kPagesSynced : 0);
+  put_int(head, static_cast<std::uint8_t>((entry.pages_synced ? kPagesSynced : 0) | (entry.sealed ? kPayloadSealed : 0)));
   put_int<std::uint16_t>(head, 0);
   put_int<std::uint64_t>(head, payload.size());
   put_int(head, entry.value);
@@ -60,7 +61,8 @@ bool parse_entry_head(std::string_view bytes, LogEntry& entry, std::uint64_t& pa
   }
   entry.type = static_cast<EntryType>(type);
   entry.pages_synced = flags & kPagesSynced;
-  return checksum(bytes.substr(0, kEntryHeadBytes - 8)) == head_sum && type >= 1 && type <= 4 &&
+  entry.sealed = flags & kPayloadSealed;
+  return checksum(bytes.substr(0, kEntryHeadBytes - 8)) == head_sum && type >= 1 && type <= 6 &&
          payload_bytes <= kMaxRecordBytes;
 }
 
@@ -71,7 +73,7 @@ std::span<std::byte> bytes_of(std::string& text) {
 }  // namespace
 
 Result<std::shared_ptr<CatalogLog>> CatalogLog::create(const std::string& path, Disk& disk) {
-  BATON_ASSIGN(Fd fd, open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600));
+  BATON_ASSIGN(Fd fd, disk.create(path));
   auto log = std::shared_ptr<CatalogLog>(new CatalogLog(path, std::move(fd), disk));
   const std::string head = make_log_head();
   const std::string_view part = head;
@@ -84,16 +86,28 @@ Result<std::shared_ptr<CatalogLog>> CatalogLog::create(const std::string& path, 
 
 Result<std::shared_ptr<CatalogLog>> CatalogLog::open(const std::string& path, Disk& disk,
                                                      const Visit& visit, std::uint64_t& damaged) {
-  BATON_ASSIGN(Fd fd, open_file(path, O_RDWR));
+  BATON_ASSIGN(Fd fd, disk.open(path));
   struct stat st{};
   if (::fstat(fd.get(), &st) != 0) return errno_error("fstat", path);
   const auto size = static_cast<std::uint64_t>(st.st_size);
   auto log = std::shared_ptr<CatalogLog>(new CatalogLog(path, std::move(fd), disk));
   std::string head(kLogHeadBytes, '\0');
-  if (size < kLogHeadBytes || !pread_exact(log->fd_.get(), bytes_of(head), 0) ||
-      head != make_log_head()) {
+  if (size < kLogHeadBytes) {
+    return make_error(Code::kCorrupt, "open catalog log", path + ": its head is not whole");
+  }
+  BATON_TRY(pread_exact(log->fd_.get(), bytes_of(head), 0));
+  std::uint32_t version;
+  std::memcpy(&version, head.data() + kLogMagic.size(), sizeof version);
+  if (version == 0 || head != make_log_head(version)) {
     return make_error(Code::kCorrupt, "open catalog log", path + ": its head is damaged");
   }
+  if (version > kLogVersion) {
+    return make_error(Code::kUnsupported, "open catalog log",
+                      path + ": format version " + std::to_string(version) + ", this program knows up to " +
+                          std::to_string(kLogVersion),
+                      "Use the version of Baton that wrote it, or a newer one.");
+  }
+  if (version != kLogVersion) log->outdated_ = true;
 
   std::uint64_t at = kLogHeadBytes, good_end = kLogHeadBytes, skipped = 0;
   std::string payload;

@@ -20,11 +20,14 @@ enum class EntryType : std::uint8_t {
   kCheckpoint = 1,   // payload: a checkpoint record, a change against its parent_seq
   kDrop = 2,         // `value` is a seq that is gone
   kIncarnation = 3,  // `value` is the lowest incarnation still accepted
-  kKeepFrom = 4,     // checkpoints below `value` are gone
+  kKeepFrom = 4,     // checkpoints below `value` are gone, marked ones apart
+  kMarks = 5,        // payload: the tags and the pin of checkpoint `value`
+  kPolicy = 6,       // payload: the workload's retention policy
 };
 
 struct LogEntry {
   EntryType type = EntryType::kCheckpoint;
+  bool sealed = false;        // the payload is encrypted with the workload's key
   bool pages_synced = false;  // all pages were on disk before this entry was written
   std::uint64_t value = 0;    // of a checkpoint: the lowest seq kept
   std::uint64_t commit_wall_ns = 0;
@@ -41,7 +44,8 @@ class CatalogLog {
   // Makes the file, which must not exist. Fails: kNoSpace, kFailed.
   static Result<std::shared_ptr<CatalogLog>> create(const std::string& path, Disk& disk);
   // Reads all entries and cuts off a torn end. Entries that are damaged while later ones are
-  // whole are skipped and counted. Fails: kCorrupt (the head), kFailed (EIO).
+  // whole are skipped and counted. Fails: kCorrupt (the head), kUnsupported (a newer format),
+  // kFailed (EIO).
   static Result<std::shared_ptr<CatalogLog>> open(const std::string& path, Disk& disk,
                                                   const Visit& visit, std::uint64_t& damaged);
 
@@ -58,6 +62,8 @@ class CatalogLog {
   bool dirty() const { return dirty_.load(); }
   // A write or sync failed in a way that leaves the end of the file unknown.
   bool broken() const { return broken_.load(); }
+  // Written in an older format: to be rewritten before anything is appended.
+  bool outdated() const { return outdated_; }
   void mark_broken() { broken_ = true; }
   const std::string& path() const { return path_; }
   void set_path(std::string path) { path_ = std::move(path); }
@@ -73,6 +79,7 @@ class CatalogLog {
   std::atomic<std::uint64_t> end_{0};
   std::atomic<std::uint64_t> entries_{0};
   std::atomic<bool> dirty_{false}, broken_{false};
+  bool outdated_ = false;
 };
 
 }  // namespace baton::storage

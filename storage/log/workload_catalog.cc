@@ -7,9 +7,13 @@
 #include "base/fault_point.h"
 #include "storage/bytes/byte_io.h"
 #include "storage/bytes/checksum.h"
+#include "storage/log/marks.h"
 
 namespace baton::storage {
 namespace {
+
+// Commits between two looks at what a policy of steps lets go.
+constexpr std::size_t kThinEvery = 16;
 
 bool is_full(const CheckpointRecord& record) {
   return std::all_of(record.objects.begin(), record.objects.end(),
@@ -130,7 +134,7 @@ CheckpointInfo WorkloadCatalog::make_info(const CheckpointRecord& record,
 }
 
 Result<void> WorkloadCatalog::commit(const CheckpointRecord& record, Durability durability,
-                                     std::uint64_t keep_last, std::vector<Digest>* missing) {
+                                     const Retention& defaults, std::vector<Digest>* missing) {
   BATON_TRY(validate(record));
   std::lock_guard lock(commit_mutex_);
   const std::uint64_t manifest_sum = checksum(record.manifest);
@@ -173,16 +177,24 @@ Result<void> WorkloadCatalog::commit(const CheckpointRecord& record, Durability 
   next.freeze_age_ns = record.freeze_age_ns;
   next.manifest_sum = manifest_sum;
 
-  // The seqs that will be held, and from them the lowest that stays.
-  std::vector<std::uint64_t> seqs;
-  for (const HeldCheckpoint& h : held_) {
-    if (h.info.seq < record.seq) seqs.push_back(h.info.seq);
+  const RetentionPolicy keep = effective(defaults);
+  if (keep.steps.empty()) {
+    // The seqs that will be held, and from them the lowest that stays.
+    std::vector<std::uint64_t> seqs;
+    for (const HeldCheckpoint& h : held_) {
+      if (h.info.seq < record.seq) seqs.push_back(h.info.seq);
+    }
+    seqs.push_back(record.seq);
+    next.keep_from = seqs[seqs.size() - std::min<std::size_t>(seqs.size(), keep.keep_last)];
   }
-  seqs.push_back(record.seq);
-  next.keep_from = seqs[seqs.size() - std::min<std::size_t>(seqs.size(), std::max<std::uint64_t>(
-                                                                             keep_last, 1))];
   BATON_TRY(append_checkpoint(record, next, durability));
   publish(std::move(next));
+  if (!keep.steps.empty() && held_.size() >= thin_at_) {
+    if (auto thinned = trim_locked(keep); !thinned) {
+      spdlog::warn("store: {}: thinning: {}", identity_.workload, thinned.error().message());
+    }
+    thin_at_ = held_.size() + kThinEvery;
+  }
   return {};
 }
 
@@ -200,6 +212,7 @@ Result<void> WorkloadCatalog::append_checkpoint(const CheckpointRecord& record,
   entry.parent_seq = record.parent_seq;
   BATON_ASSIGN(std::string payload,
                encode(snapshot ? to_record(next, nullptr, record.manifest) : record));
+  payload = seal_record(record, std::move(payload), entry, next);
   BATON_TRY(fault_point("store.commit.before_log"));
   BATON_ASSIGN(std::uint64_t at, log_->append(entry, payload));
   auto settled = fault_point("store.commit.after_log");
@@ -216,7 +229,7 @@ Result<void> WorkloadCatalog::append_checkpoint(const CheckpointRecord& record,
   }
   BATON_TRY(fault_point("store.commit.synced"));
   next.log = log_;
-  next.manifest_at = at + manifest_offset(record);
+  next.manifest_at += at;
   chain_ = full || snapshot ? 0 : chain_ + 1;
   return {};
 }
@@ -236,12 +249,18 @@ void WorkloadCatalog::publish(HeldCheckpoint next) {
 
 // What only a dropped checkpoint held is at most what its successor changed.
 void WorkloadCatalog::erase_below(std::uint64_t keep_from) {
-  auto end = held_.begin();
-  while (end != held_.end() && end->info.seq < keep_from) {
-    ++end;
-    if (end != held_.end()) garbage_estimate_ += end->info.changed_pages;
+  // In one sweep: taking them out one by one would move the rest each time.
+  auto kept = held_.begin();
+  auto it = held_.begin();
+  for (; it != held_.end() && it->info.seq < keep_from; ++it) {
+    if (it->info.marked()) {
+      if (kept != it) *kept = std::move(*it);
+      ++kept;
+    } else if (it + 1 != held_.end()) {
+      garbage_estimate_ += (it + 1)->info.changed_pages;
+    }
   }
-  held_.erase(held_.begin(), end);
+  held_.erase(kept, it);
 }
 
 std::uint64_t WorkloadCatalog::incarnation() const {
@@ -290,15 +309,184 @@ Result<void> WorkloadCatalog::drop(std::uint64_t seq) {
   return {};
 }
 
-Result<void> WorkloadCatalog::trim(std::uint64_t keep_last) {
+RetentionPolicy WorkloadCatalog::effective(const Retention& defaults) const {
+  RetentionPolicy policy = policy_;
+  if (policy.keep_last == 0) policy.keep_last = std::max<std::uint64_t>(defaults.keep_last, 1);
+  if (policy.steps.empty()) policy.steps = defaults.steps;
+  return policy;
+}
+
+Result<void> WorkloadCatalog::trim(const Retention& defaults) {
   std::lock_guard lock(commit_mutex_);
-  keep_last = std::max<std::uint64_t>(keep_last, 1);
-  if (closed_ || held_.size() <= keep_last) return {};
-  const std::uint64_t keep_from = held_[held_.size() - keep_last].info.seq;
-  BATON_TRY(append_small(EntryType::kKeepFrom, keep_from, Durability::kMemory));
-  std::lock_guard state_lock(state_mutex_);
-  erase_below(keep_from);
+  if (closed_) return {};
+  return trim_locked(effective(defaults));
+}
+
+Result<void> WorkloadCatalog::trim_locked(const RetentionPolicy& policy) {
+  std::vector<RetentionEntry> entries;
+  entries.reserve(held_.size());
+  for (const HeldCheckpoint& h : held_) {
+    entries.push_back({h.info.seq, h.info.commit_wall_ns, h.info.marked()});
+  }
+  return drop_locked(expired(entries, policy));
+}
+
+// One entry for all that lies below what stays, one for each of the others. They need no sync
+// of their own: note_collection syncs the log before a page of theirs goes.
+Result<void> WorkloadCatalog::drop_locked(const std::vector<std::uint64_t>& seqs) {
+  if (seqs.empty()) return {};
+  std::size_t prefix = 0;
+  std::uint64_t keep_from = 0;
+  for (const HeldCheckpoint& h : held_) {
+    if (prefix < seqs.size() && h.info.seq == seqs[prefix]) {
+      ++prefix;
+    } else if (!h.info.marked()) {
+      keep_from = h.info.seq;
+      break;
+    }
+  }
+  if (prefix != 0 && keep_from != 0) {
+    BATON_TRY(append_small(EntryType::kKeepFrom, keep_from, Durability::kMemory));
+    std::lock_guard state_lock(state_mutex_);
+    erase_below(keep_from);
+  } else {
+    prefix = 0;
+  }
+  for (std::size_t i = prefix; i < seqs.size(); ++i) {
+    BATON_TRY(append_small(EntryType::kDrop, seqs[i], Durability::kMemory));
+    std::lock_guard state_lock(state_mutex_);
+    auto it = find(seqs[i]);
+    if (it + 1 != held_.end()) garbage_estimate_ += (it + 1)->info.changed_pages;
+    held_.erase(it);
+  }
   return {};
+}
+
+std::size_t WorkloadCatalog::sheddable() const {
+  std::lock_guard lock(state_mutex_);
+  std::size_t count = 0;
+  for (const HeldCheckpoint& h : held_) count += !h.info.marked();
+  if (!held_.empty() && !held_.back().info.marked()) --count;
+  return count;
+}
+
+Result<std::size_t> WorkloadCatalog::shed(std::size_t count) {
+  std::lock_guard lock(commit_mutex_);
+  std::vector<std::uint64_t> seqs;
+  for (std::size_t i = 0; !closed_ && i + 1 < held_.size() && seqs.size() < count; ++i) {
+    if (!held_[i].info.marked()) seqs.push_back(held_[i].info.seq);
+  }
+  BATON_TRY(drop_locked(seqs));
+  return seqs.size();
+}
+
+Result<void> WorkloadCatalog::set_policy(const RetentionPolicy& policy) {
+  std::lock_guard lock(commit_mutex_);
+  if (policy.steps.size() > kMaxRetentionSteps) {
+    return error(Code::kInvalid, "set retention", std::to_string(policy.steps.size()) + " steps",
+                 "At most " + std::to_string(kMaxRetentionSteps) + ".");
+  }
+  for (const RetentionStep& step : policy.steps) {
+    if (step.every_ns == 0) return error(Code::kInvalid, "set retention", "a step of no length");
+  }
+  if (policy == policy_) return {};
+  if (closed_) return error(Code::kNotFound, "set retention", "the workload was dropped");
+  if (log_->broken()) BATON_TRY(rotate_locked());
+  LogEntry entry;
+  entry.type = EntryType::kPolicy;
+  BATON_TRY(log_->append(entry, write_policy(policy)));
+  std::lock_guard state_lock(state_mutex_);
+  policy_ = policy;
+  thin_at_ = 0;
+  return {};
+}
+
+RetentionPolicy WorkloadCatalog::policy() const {
+  std::lock_guard lock(state_mutex_);
+  return policy_;
+}
+
+Result<CheckpointInfo> WorkloadCatalog::mark(std::uint64_t seq, const MarkChange& change) {
+  std::lock_guard lock(commit_mutex_);
+  if (closed_) return error(Code::kNotFound, "tag", "the workload was dropped");
+  auto it = find(seq);
+  if (it == held_.end()) return error(Code::kNotFound, "tag", name_of(seq) + " is not here");
+  CheckpointInfo info = it->info;
+  for (const std::string& tag : change.add) {
+    if (!is_valid_tag(tag)) {
+      return error(Code::kInvalid, "tag", "'" + tag + "' is no tag",
+                   "1 to " + std::to_string(kMaxTagBytes) + " of A-Z a-z 0-9 . _ -");
+    }
+    if (std::find(info.tags.begin(), info.tags.end(), tag) == info.tags.end()) info.tags.push_back(tag);
+  }
+  for (const std::string& tag : change.remove) std::erase(info.tags, tag);
+  std::sort(info.tags.begin(), info.tags.end());
+  if (info.tags.size() > kMaxTags) {
+    return error(Code::kInvalid, "tag", name_of(seq) + " would have " + std::to_string(info.tags.size()) + " tags",
+                 "At most " + std::to_string(kMaxTags) + ".");
+  }
+  if (change.pin) info.pinned = *change.pin;
+  if (info.tags == it->info.tags && info.pinned == it->info.pinned) return info;
+  if (log_->broken()) BATON_TRY(rotate_locked());
+  LogEntry entry;
+  entry.type = EntryType::kMarks;
+  entry.value = seq;
+  BATON_TRY(log_->append(entry, write_marks(info)));
+  BATON_TRY(log_->sync());
+  std::lock_guard state_lock(state_mutex_);
+  find(seq)->info = info;
+  return info;
+}
+
+Result<std::string> WorkloadCatalog::read_manifest(const HeldCheckpoint& checkpoint) const {
+  if (checkpoint.healed_manifest) return std::string(*checkpoint.healed_manifest);
+  if (checkpoint.sealed_bytes != 0) {
+    BATON_ASSIGN(const std::string sealed, checkpoint.log->read(checkpoint.manifest_at, checkpoint.sealed_bytes));
+    BATON_ASSIGN(const std::string plain, unseal(as_bytes_of(sealed)));
+    BATON_ASSIGN(auto record, decode(plain));
+    return std::move(record.manifest);
+  }
+  return checkpoint.log->read(checkpoint.manifest_at, checkpoint.info.manifest_bytes);
+}
+
+std::string WorkloadCatalog::seal_record(const CheckpointRecord& record, std::string payload, LogEntry& entry,
+                                         HeldCheckpoint& held) const {
+  if (!key_) {
+    held.manifest_at = manifest_offset(record);
+    held.sealed_bytes = 0;
+    return payload;
+  }
+  std::string sealed;
+  key_->seal(as_bytes_of(payload), as_bytes_of(identity_.workload), sealed);
+  entry.sealed = true;
+  held.manifest_at = 0;
+  held.sealed_bytes = sealed.size();
+  return sealed;
+}
+
+Result<std::string> WorkloadCatalog::unseal(std::span<const std::byte> sealed) const {
+  if (!key_) return error(Code::kNotAllowed, "read catalog", "it is encrypted, and its key is not here");
+  if (sealed.size() < kSealBytes) return error(Code::kCorrupt, "read catalog", "a sealed record is too short");
+  std::string plain(sealed.size() - kSealBytes, '\0');
+  BATON_TRY(key_->open(sealed, as_bytes_of(identity_.workload),
+                       std::as_writable_bytes(std::span(plain.data(), plain.size()))));
+  return plain;
+}
+
+Result<void> WorkloadCatalog::heal_manifest(std::uint64_t seq, const std::string& manifest) {
+  std::lock_guard lock(commit_mutex_);
+  if (closed_) return error(Code::kNotFound, "heal", "the workload was dropped");
+  auto it = find(seq);
+  if (it == held_.end()) return error(Code::kNotFound, "heal", name_of(seq) + " is not here");
+  if (manifest.size() != it->info.manifest_bytes || checksum(manifest) != it->manifest_sum) {
+    return error(Code::kCorrupt, "heal", name_of(seq) + ": this is not the manifest that was committed");
+  }
+  {
+    std::lock_guard state_lock(state_mutex_);
+    find(seq)->healed_manifest = std::make_shared<const std::string>(manifest);
+  }
+  // The damaged entry must not be what the next open finds.
+  return rotate_locked();
 }
 
 Result<void> WorkloadCatalog::note_collection(std::uint64_t keep_from) {
@@ -346,7 +534,7 @@ Result<Checkpoint> WorkloadCatalog::load(std::uint64_t seq, bool with_manifest) 
   out.objects = *found.objects;
   for (const auto& [id, table] : out.objects) out.roots[id] = table.root(*hasher_);
   if (with_manifest) {
-    BATON_ASSIGN(out.manifest, found.log->read(found.manifest_at, found.info.manifest_bytes));
+    BATON_ASSIGN(out.manifest, read_manifest(found));
     if (checksum(out.manifest) != found.manifest_sum) {
       return error(Code::kCorrupt, "load", name_of(seq) + ": the manifest is damaged on disk",
                    "Restore another checkpoint, or from another node.");

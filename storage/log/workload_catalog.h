@@ -26,8 +26,10 @@ struct HeldCheckpoint {
   std::shared_ptr<CatalogLog> log;  // which file holds the manifest, and where
   std::uint64_t manifest_at = 0;
   std::uint64_t manifest_sum = 0;
+  std::uint64_t sealed_bytes = 0;  // not 0: at manifest_at lies a sealed record of this length
   std::uint64_t freeze_age_ns = 0;
   std::uint64_t keep_from = 0;  // what its commit dropped: everything below
+  std::shared_ptr<const std::string> healed_manifest;  // in place of a damaged one in `log`
 };
 
 class WorkloadCatalog {
@@ -36,31 +38,44 @@ class WorkloadCatalog {
     PageStore& pages;
     Disk& disk;
     const Clock& clock;
+    SealerPtr node_key;  // null: nothing is encrypted
   };
 
-  // Makes folder, identity and an empty log. Fails: kNoSpace, kFailed, kNotAllowed.
+  // Makes folder, identity and an empty log. `key`: of its domain, null: none. Fails: kNoSpace, kFailed, kNotAllowed.
   static Result<std::shared_ptr<WorkloadCatalog>> create(const std::string& folder,
                                                          const WorkloadIdentity& identity,
-                                                         Context context);
+                                                         Context context, SealerPtr key);
   // Reads all of it. nullptr: the folder was never finished (and is removed).
   static Result<std::shared_ptr<WorkloadCatalog>> open(const std::string& folder, Context context,
                                                        StoreStats& counters);
 
   const WorkloadIdentity& identity() const { return identity_; }
+  SealerPtr key() const { return key_; }
+  // Overwrites what the key can be had from. The folder is to be removed after it.
+  void erase_key();
   std::shared_ptr<const PageHasher> hasher() const { return hasher_; }
   std::uint64_t incarnation() const;
   Result<void> raise_incarnation(std::uint64_t incarnation);
 
+  // `defaults`: what the store keeps where the workload's policy says nothing.
   Result<void> commit(const CheckpointRecord& record, Durability durability,
-                      std::uint64_t keep_last, std::vector<Digest>* missing);
+                      const Retention& defaults, std::vector<Digest>* missing);
+  Result<void> set_policy(const RetentionPolicy& policy);
+  RetentionPolicy policy() const;
+  Result<CheckpointInfo> mark(std::uint64_t seq, const MarkChange& change);
+  Result<void> heal_manifest(std::uint64_t seq, const std::string& manifest);
   std::vector<Digest> missing_pages(const CheckpointRecord& record) const;
 
   std::vector<HeldCheckpoint> held() const;  // rising seq
   std::optional<CheckpointInfo> tip() const;
   Result<Checkpoint> load(std::uint64_t seq, bool with_manifest) const;
   Result<void> drop(std::uint64_t seq);
-  // Drops all but the newest `keep_last`; the pages that may have become garbage.
-  Result<void> trim(std::uint64_t keep_last);
+  // Drops what the policy, and where it says nothing the store's, does not keep.
+  Result<void> trim(const Retention& defaults);
+  // Drops the oldest `count` that are neither marked nor the tip, whatever the policy says.
+  // Returns how many went.
+  Result<std::size_t> shed(std::size_t count);
+  std::size_t sheddable() const;
   // After this, every call that writes says kNotFound.
   void close_for_good();
 
@@ -113,11 +128,21 @@ class WorkloadCatalog {
   std::string log_path(std::uint64_t generation) const;
   std::vector<HeldCheckpoint>::iterator find(std::uint64_t seq);
   void erase_below(std::uint64_t keep_from);
+  Result<void> trim_locked(const RetentionPolicy& policy);
+  RetentionPolicy effective(const Retention& defaults) const;
+  Result<void> drop_locked(const std::vector<std::uint64_t>& seqs);
+  Result<std::string> read_manifest(const HeldCheckpoint& checkpoint) const;
+  // The payload as it goes to the log, and where its manifest will be, given where it lies.
+  std::string seal_record(const CheckpointRecord& record, std::string payload, LogEntry& entry,
+                          HeldCheckpoint& held) const;
+  Result<std::string> unseal(std::span<const std::byte> sealed) const;
+  Result<void> write_identity();
 
   const std::string folder_;
   const WorkloadIdentity identity_;
   const Context context_;
   const std::shared_ptr<const PageHasher> hasher_;
+  SealerPtr key_;  // set before anybody else sees this
 
   std::mutex compact_mutex_;
   mutable std::mutex commit_mutex_;
@@ -131,8 +156,11 @@ class WorkloadCatalog {
   std::vector<HeldCheckpoint> held_;  // rising seq
   std::uint64_t incarnation_ = 0;
   std::uint64_t garbage_estimate_ = 0;
+  RetentionPolicy policy_;
+  std::size_t thin_at_ = 0;  // held_ of this size is thinned by the next commit
 
   std::uint64_t synced_seq_ = 0;  // during replay: up to here, pages were synced
+  bool in_the_clear_ = false;     // found by replay: records that are not sealed
 };
 
 }  // namespace baton::storage

@@ -7,6 +7,7 @@
 
 #include "base/fault_point.h"
 #include "storage/bytes/checksum.h"
+#include "storage/log/marks.h"
 #include "storage/log/workload_catalog.h"
 
 namespace baton::storage {
@@ -78,10 +79,15 @@ Result<WorkloadCatalog::NewGeneration> WorkloadCatalog::write_generation(
     first.type = EntryType::kIncarnation;
     first.value = incarnation();
     BATON_TRY(next.log->append(first, {}));
+    if (const RetentionPolicy kept = policy(); kept != RetentionPolicy{}) {
+      first = {};
+      first.type = EntryType::kPolicy;
+      BATON_TRY(next.log->append(first, write_policy(kept)));
+    }
     const HeldCheckpoint* base = nullptr;
     for (const HeldCheckpoint& h : held) {
       const bool full = base == nullptr || next.chain >= kMaxDeltaChain;
-      BATON_ASSIGN(std::string manifest, h.log->read(h.manifest_at, h.info.manifest_bytes));
+      BATON_ASSIGN(std::string manifest, read_manifest(h));
       if (checksum(manifest) != h.manifest_sum) {
         // Carried over, it would look whole. Without a manifest there is nothing to restore.
         spdlog::error("store: {} is given up: its manifest is damaged on disk",
@@ -97,10 +103,18 @@ Result<WorkloadCatalog::NewGeneration> WorkloadCatalog::write_generation(
       entry.changed_pages = h.info.changed_pages;
       entry.parent_seq = h.info.parent_seq;
       BATON_ASSIGN(std::string payload, encode(record));
-      BATON_ASSIGN(std::uint64_t at, next.log->append(entry, payload));
       HeldCheckpoint moved = h;
+      payload = seal_record(record, std::move(payload), entry, moved);
+      BATON_ASSIGN(std::uint64_t at, next.log->append(entry, payload));
       moved.log = next.log;
-      moved.manifest_at = at + manifest_offset(record);
+      moved.manifest_at += at;
+      moved.healed_manifest.reset();
+      if (h.info.marked()) {
+        LogEntry marks;
+        marks.type = EntryType::kMarks;
+        marks.value = h.info.seq;
+        BATON_TRY(next.log->append(marks, write_marks(h.info)));
+      }
       next.held.push_back(std::move(moved));
       next.chain = full ? 0 : next.chain + 1;
       base = &h;
@@ -153,6 +167,8 @@ Result<void> WorkloadCatalog::install(NewGeneration next, std::uint64_t old_end,
         });
         if (it == next.held.end()) return true;
         h.manifest_at = it->manifest_at;
+        h.sealed_bytes = it->sealed_bytes;
+        h.healed_manifest.reset();
       }
       h.log = next.log;
       return false;

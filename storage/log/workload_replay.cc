@@ -1,51 +1,55 @@
 // WorkloadCatalog: making a workload's folder, and reading it back at open.
 #include <spdlog/spdlog.h>
-#include <sys/stat.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
-#include <filesystem>
+#include <cstring>
+#include <optional>
 
-#include "base/fd.h"
 #include "storage/bytes/byte_io.h"
 #include "storage/bytes/checksum.h"
+#include "storage/log/marks.h"
 #include "storage/log/workload_catalog.h"
 
 namespace baton::storage {
 namespace {
 
 constexpr std::string_view kIdentityMagic = "BATONIDY";
-constexpr std::uint32_t kIdentityVersion = 1;
+constexpr std::uint32_t kPlainVersion = 1, kSealedVersion = 2;
 // Two copies: without its key a workload's pages cannot be checked.
 constexpr std::string_view kIdentityFiles[] = {"/identity", "/identity.copy"};
 
-std::string encode_identity(const WorkloadIdentity& identity) {
-  std::string out(kIdentityMagic);
-  put_int(out, kIdentityVersion);
+std::string encode_body(const WorkloadIdentity& identity) {
+  std::string out;
   put_int(out, static_cast<std::uint8_t>(identity.kind));
   put_raw(out, identity.domain.bytes);
   put_raw(out, identity.key);
   put_int<std::uint16_t>(out, static_cast<std::uint16_t>(identity.workload.size()));
-  out += identity.workload;
+  return out + identity.workload;
+}
+
+// With a node key: the body and the workload's own key, sealed.
+std::string encode_identity(const WorkloadIdentity& identity, const Sealer* node_key, const Sealer* key) {
+  std::string out(kIdentityMagic);
+  put_int(out, node_key ? kSealedVersion : kPlainVersion);
+  std::string body = encode_body(identity);
+  if (node_key) {
+    put_raw(body, key->key());
+    const std::string bound = out;
+    node_key->seal(as_bytes_of(body), as_bytes_of(bound), out);
+  } else {
+    out += body;
+  }
   put_int<std::uint64_t>(out, checksum(out));
   return out;
 }
 
-bool decode_identity(std::string_view bytes, WorkloadIdentity& out) {
-  if (bytes.size() < kIdentityMagic.size() + 8 || !bytes.starts_with(kIdentityMagic)) return false;
-  std::uint64_t sum;
-  std::memcpy(&sum, bytes.data() + bytes.size() - 8, 8);
-  bytes.remove_suffix(8);
-  if (checksum(bytes) != sum) return false;
-  ByteReader in(as_bytes_of(bytes.substr(kIdentityMagic.size())));
-  std::uint32_t version;
+bool decode_body(ByteReader& in, WorkloadIdentity& out) {
   std::uint8_t kind;
   std::uint16_t name_bytes;
   std::span<const std::byte> name;
-  if (!in.read_int(version) || version != kIdentityVersion || !in.read_int(kind) ||
-      !dedup::is_known_kind(kind) || !in.read_raw(out.domain.bytes) || !in.read_raw(out.key) ||
-      !in.read_int(name_bytes) || !in.read_view(name_bytes, name) || in.left() != 0) {
+  if (!in.read_int(kind) || !dedup::is_known_kind(kind) || !in.read_raw(out.domain.bytes) || !in.read_raw(out.key) ||
+      !in.read_int(name_bytes) || !in.read_view(name_bytes, name)) {
     return false;
   }
   out.kind = static_cast<DigestKind>(kind);
@@ -53,59 +57,124 @@ bool decode_identity(std::string_view bytes, WorkloadIdentity& out) {
   return is_valid_workload_name(out.workload);
 }
 
+// Fails: kCorrupt, kUnsupported (a newer format), kNotAllowed (sealed; no key, or another one).
+Result<void> decode_identity(const std::string& file, std::string_view bytes, const Sealer* node_key,
+                             WorkloadIdentity& out, SealerPtr& key) {
+  const Error damaged = make_error(Code::kCorrupt, "open workload", file + ": its identity is damaged",
+                                   "Move the folder away to give this workload's checkpoints up.");
+  const std::size_t head_bytes = kIdentityMagic.size() + 4;
+  if (bytes.size() < head_bytes + 8 || !bytes.starts_with(kIdentityMagic)) return damaged;
+  std::uint64_t sum;
+  std::memcpy(&sum, bytes.data() + bytes.size() - 8, 8);
+  bytes.remove_suffix(8);
+  if (checksum(bytes) != sum) return damaged;
+  std::uint32_t version;
+  std::memcpy(&version, bytes.data() + kIdentityMagic.size(), sizeof version);
+  if (version > kSealedVersion) {
+    return make_error(Code::kUnsupported, "open workload", file + ": format version " + std::to_string(version) +
+                                                               ", this program knows up to " + std::to_string(kSealedVersion),
+                      "Use the version of Baton that wrote it, or a newer one.");
+  }
+  if (version == kPlainVersion) {
+    ByteReader in(as_bytes_of(bytes.substr(head_bytes)));
+    if (!decode_body(in, out) || in.left() != 0) return damaged;
+    return {};
+  }
+  if (version != kSealedVersion) return damaged;
+  if (!node_key) {
+    return make_error(Code::kNotAllowed, "open workload", file + ": the store is encrypted, and no key was given",
+                      "Start the agent with --store-key FILE.");
+  }
+  const auto sealed = as_bytes_of(bytes.substr(head_bytes));
+  if (sealed.size() < kSealBytes) return damaged;
+  std::string body(sealed.size() - kSealBytes, '\0');
+  if (!node_key->open(sealed, as_bytes_of(bytes.substr(0, head_bytes)),
+                      std::as_writable_bytes(std::span(body.data(), body.size())))) {
+    return make_error(Code::kNotAllowed, "open workload", file + ": it was encrypted with another key",
+                      "Give the key file that this store was made with.");
+  }
+  ByteReader in(as_bytes_of(body));
+  Sealer::Key own;
+  if (!decode_body(in, out) || !in.read_raw(own) || in.left() != 0) return damaged;
+  key = std::make_shared<const Sealer>(own);
+  return {};
+}
+
 }  // namespace
 
 Result<std::shared_ptr<WorkloadCatalog>> WorkloadCatalog::create(const std::string& folder,
                                                                  const WorkloadIdentity& identity,
-                                                                 Context context) {
-  if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) return errno_error("mkdir", folder);
+                                                                 Context context, SealerPtr key) {
+  BATON_TRY(context.disk.make_folder(folder));
   auto catalog = std::shared_ptr<WorkloadCatalog>(new WorkloadCatalog(folder, identity, context));
+  catalog->key_ = std::move(key);
   catalog->generation_ = 1;
   BATON_ASSIGN(catalog->log_, CatalogLog::create(catalog->log_path(1), context.disk));
   BATON_TRY(catalog->log_->sync());
   // The identity last: a folder without one was never finished.
-  for (std::string_view file : kIdentityFiles) {
-    BATON_TRY(replace_file(folder + std::string(file), encode_identity(identity), 0600));
-  }
+  BATON_TRY(catalog->write_identity());
   BATON_TRY(context.disk.sync_folder(folder));
   return catalog;
+}
+
+Result<void> WorkloadCatalog::write_identity() {
+  for (std::string_view file : kIdentityFiles) {
+    BATON_TRY(context_.disk.replace(folder_ + std::string(file),
+                                    encode_identity(identity_, key_ ? context_.node_key.get() : nullptr, key_.get())));
+  }
+  return {};
+}
+
+void WorkloadCatalog::erase_key() {
+  for (std::string_view file : kIdentityFiles) {
+    auto fd = context_.disk.open(folder_ + std::string(file));
+    if (!fd) continue;
+    std::string zeros(512, '\0');
+    iovec part{zeros.data(), zeros.size()};
+    if (auto written = context_.disk.write_at(fd->get(), std::span(&part, 1), 0); written) written = context_.disk.sync(fd->get());
+  }
 }
 
 Result<std::shared_ptr<WorkloadCatalog>> WorkloadCatalog::open(const std::string& folder,
                                                                Context context,
                                                                StoreStats& counters) {
   WorkloadIdentity identity;
+  SealerPtr key;
   bool found = false, any = false;
+  std::optional<Error> problem;
   for (std::string_view file : kIdentityFiles) {
-    auto bytes = read_file(folder + std::string(file), 4096);
+    const std::string path = folder + std::string(file);
+    auto bytes = context.disk.read(path, 4096);
     if (!bytes && bytes.error().code == Code::kNotFound) continue;
     if (!bytes) return bytes.error();
     any = true;
-    if (!found) found = decode_identity(*bytes, identity);
+    if (found) continue;
+    auto decoded = decode_identity(path, *bytes, context.node_key.get(), identity, key);
+    found = decoded.has_value();
+    if (!found && (!problem || problem->code == Code::kCorrupt)) problem = decoded.error();
   }
-  std::error_code ec;
   if (!any) {
-    std::filesystem::remove_all(folder, ec);
+    context.disk.remove_tree(folder);
     return std::shared_ptr<WorkloadCatalog>();
   }
-  if (!found || std::filesystem::path(folder).filename() != identity.workload) {
-    return make_error(Code::kCorrupt, "open workload", folder + ": its identity is damaged",
-                      "Move the folder away to give this workload's checkpoints up.");
+  if (!found) return *problem;
+  if (folder.substr(folder.rfind('/') + 1) != identity.workload) {
+    return make_error(Code::kCorrupt, "open workload", folder + ": its identity is of " + identity.workload);
   }
 
   auto catalog = std::shared_ptr<WorkloadCatalog>(new WorkloadCatalog(folder, identity, context));
   std::vector<std::uint64_t> generations;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ec)) {
+  BATON_ASSIGN(auto names, context.disk.list(folder));
+  for (const std::string& name : names) {
     unsigned long long generation = 0;
-    const std::string name = entry.path().filename();
+    const std::string path = folder + "/" + name;
     if (std::sscanf(name.c_str(), "catalog-%16llx.log", &generation) == 1 &&
-        entry.path() == catalog->log_path(generation)) {
+        path == catalog->log_path(generation)) {
       generations.push_back(generation);
     } else if (name == "catalog.new") {
-      BATON_TRY(context.disk.unlink(entry.path()));
+      BATON_TRY(context.disk.unlink(path));
     }
   }
-  if (ec) return errno_error(ec.value(), "read folder", folder);
   std::sort(generations.begin(), generations.end());
   if (!generations.empty()) {
     catalog->generation_ = generations.back();
@@ -113,7 +182,16 @@ Result<std::shared_ptr<WorkloadCatalog>> WorkloadCatalog::open(const std::string
       if (g != catalog->generation_) BATON_TRY(context.disk.unlink(catalog->log_path(g)));
     }
   }
+  catalog->key_ = key;
+  if (!key && context.node_key) {
+    // A store that was in the clear: from now on this workload has a key, and its log is
+    // written anew with it.
+    BATON_ASSIGN(const auto fresh, Sealer::make_key());
+    catalog->key_ = std::make_shared<const Sealer>(fresh);
+    BATON_TRY(catalog->write_identity());
+  }
   BATON_TRY(catalog->replay(counters));
+  if (catalog->key_ && catalog->in_the_clear_) BATON_TRY(catalog->rotate_locked());
   return catalog;
 }
 
@@ -146,10 +224,12 @@ Result<void> WorkloadCatalog::replay(StoreStats& counters) {
   roll_back_torn(counters);
   if (!held_.empty()) erase_below(held_.back().keep_from);
   compacted_bytes_ = log_->bytes() / 2;
-  if (counters.damaged_records != damaged_before || counters.rolled_back != rolled_back_before) {
-    // Settles what was found, so that the next open finds the same.
+  if (log_->outdated() || counters.damaged_records != damaged_before ||
+      counters.rolled_back != rolled_back_before) {
+    // Settles what was found, so that the next open finds the same, in the present format.
     if (auto rotated = rotate_locked(); !rotated) {
       spdlog::error("store: {}: {}", identity_.workload, rotated.error().message());
+      log_->mark_broken();  // nothing more goes to it
     }
   }
   return {};
@@ -167,10 +247,28 @@ void WorkloadCatalog::replay_entry(const LogEntry& entry, std::span<const std::b
     case EntryType::kIncarnation:
       incarnation_ = std::max(incarnation_, entry.value);
       return;
+    case EntryType::kMarks:
+      if (auto it = find(entry.value); it == held_.end() || !read_marks(payload, it->info)) {
+        ++counters.damaged_records;
+      }
+      return;
+    case EntryType::kPolicy:
+      if (!read_policy(payload, policy_)) ++counters.damaged_records;
+      return;
     case EntryType::kCheckpoint:
       break;
   }
-  auto record = decode(payload);
+  std::string opened;
+  std::span<const std::byte> plain = payload;
+  if (entry.sealed) {
+    if (auto unsealed = unseal(payload)) {
+      opened = std::move(*unsealed);
+      plain = as_bytes_of(opened);
+    }
+  } else {
+    in_the_clear_ = true;
+  }
+  auto record = decode(plain);
   if (!record || record->workload != identity_.workload || record->domain != identity_.domain ||
       record->kind != identity_.kind) {
     ++counters.damaged_records;
@@ -190,7 +288,8 @@ void WorkloadCatalog::replay_entry(const LogEntry& entry, std::span<const std::b
   next.info.changed_pages = entry.changed_pages;
   next.info.commit_wall_ns = entry.commit_wall_ns;
   next.freeze_age_ns = record->freeze_age_ns;
-  next.manifest_at = payload_at + manifest_offset(*record);
+  next.manifest_at = entry.sealed ? payload_at : payload_at + manifest_offset(*record);
+  next.sealed_bytes = entry.sealed ? payload.size() : 0;
   next.manifest_sum = checksum(record->manifest);
   next.keep_from = entry.value;
   chain_ = record->parent_seq == 0 ? 0 : chain_ + 1;

@@ -14,6 +14,8 @@ namespace {
 
 using dedup::kPageBytes;
 
+constexpr std::uint8_t kSealed = 0x80;  // bit of the codec byte
+
 struct FreeCompressor {
   void operator()(ZSTD_CCtx* c) const { ZSTD_freeCCtx(c); }
 };
@@ -49,7 +51,7 @@ const std::byte* gather(std::span<const PagePut> pages, std::byte* buffer) {
 }  // namespace
 
 FrameHead append_frame(std::string& out, const DomainId& domain, std::span<const PagePut> pages,
-                       int zstd_level) {
+                       int zstd_level, const Sealer* sealer) {
   CHECK(!pages.empty() && pages.size() <= kFramePages);
   thread_local std::unique_ptr<std::byte[]> buffer(new std::byte[kFramePages * kPageBytes]);
   const std::byte* raw = gather(pages, buffer.get());
@@ -68,11 +70,13 @@ FrameHead append_frame(std::string& out, const DomainId& domain, std::span<const
       ZSTD_compressCCtx(compressor(), packed.get(), worth, raw, raw_bytes, zstd_level);
   const bool shrinks = !ZSTD_isError(packed_bytes);
   head.codec = shrinks ? Codec::kZstd : Codec::kRaw;
-  head.payload_bytes = static_cast<std::uint32_t>(shrinks ? packed_bytes : raw_bytes);
+  const std::size_t plain_bytes = shrinks ? packed_bytes : raw_bytes;
+  head.sealed = sealer != nullptr;
+  head.payload_bytes = static_cast<std::uint32_t>(plain_bytes + (sealer ? kSealBytes : 0));
 
   const std::size_t start = out.size();
   put_int(out, kFrameMagic);
-  put_int(out, static_cast<std::uint8_t>(head.codec));
+  put_int(out, static_cast<std::uint8_t>(static_cast<std::uint8_t>(head.codec) | (sealer ? kSealed : 0)));
   put_int(out, head.width);
   put_int(out, head.page_count);
   put_int(out, head.payload_bytes);
@@ -80,7 +84,13 @@ FrameHead append_frame(std::string& out, const DomainId& domain, std::span<const
   put_raw(out, domain.bytes);
   for (const PagePut& p : pages) put_raw(out, std::span(p.digest.bytes.data(), head.width));
   CHECK(out.size() == start + head.payload_at());
-  put_raw(out, std::span(shrinks ? packed.get() : raw, head.payload_bytes));
+  const std::span<const std::byte> plain(shrinks ? packed.get() : raw, plain_bytes);
+  if (sealer) {
+    const std::string bound = out.substr(start);
+    sealer->seal(plain, as_bytes_of(bound), out);
+  } else {
+    put_raw(out, plain);
+  }
   put_int<std::uint64_t>(out, checksum(std::string_view(out).substr(start)));
   return head;
 }
@@ -94,14 +104,18 @@ bool parse_frame_head(std::span<const std::byte> bytes, FrameHead& out) {
       !in.read_int(reserved) || !in.read_raw(out.domain.bytes)) {
     return false;
   }
+  out.sealed = codec & kSealed;
+  codec &= static_cast<std::uint8_t>(~kSealed);
   if (codec > 1 || (out.width != 16 && out.width != 32) || out.page_count == 0 ||
       out.page_count > kFramePages || reserved != 0) {
     return false;
   }
   out.codec = static_cast<Codec>(codec);
   const std::size_t raw_bytes = out.page_count * kPageBytes;
-  return out.codec == Codec::kRaw ? out.payload_bytes == raw_bytes
-                                  : out.payload_bytes > 0 && out.payload_bytes < raw_bytes;
+  const std::size_t seal_bytes = out.sealed ? kSealBytes : 0;
+  return out.codec == Codec::kRaw
+             ? out.payload_bytes == raw_bytes + seal_bytes
+             : out.payload_bytes > seal_bytes && out.payload_bytes < raw_bytes + seal_bytes;
 }
 
 bool check_frame(std::span<const std::byte> frame, FrameHead& out) {
@@ -117,15 +131,26 @@ Digest frame_digest(std::span<const std::byte> frame, const FrameHead& head, std
 }
 
 Result<void> decode_frame(std::span<const std::byte> frame, const FrameHead& head,
-                          std::span<std::byte> out) {
+                          std::span<std::byte> out, const Sealer* sealer) {
   CHECK(out.size() == head.page_count * kPageBytes && frame.size() == head.frame_bytes());
   const std::byte* payload = frame.data() + head.payload_at();
+  std::size_t payload_bytes = head.payload_bytes;
+  thread_local std::unique_ptr<std::byte[]> opened(new std::byte[kFramePages * kPageBytes]);
+  if (head.sealed) {
+    if (!sealer) {
+      return make_error(Code::kNotAllowed, "read frame", "its pages are encrypted, and their key is not here");
+    }
+    payload_bytes -= kSealBytes;
+    BATON_TRY(sealer->open(frame.subspan(head.payload_at(), head.payload_bytes), frame.first(head.payload_at()),
+                           std::span(opened.get(), payload_bytes)));
+    payload = opened.get();
+  }
   if (head.codec == Codec::kRaw) {
     std::memcpy(out.data(), payload, out.size());
     return {};
   }
   std::size_t n =
-      ZSTD_decompressDCtx(decompressor(), out.data(), out.size(), payload, head.payload_bytes);
+      ZSTD_decompressDCtx(decompressor(), out.data(), out.size(), payload, payload_bytes);
   if (ZSTD_isError(n) || n != out.size()) {
     return make_error(Code::kCorrupt, "decompress frame",
                       ZSTD_isError(n) ? ZSTD_getErrorName(n) : "wrong length");

@@ -3,10 +3,15 @@
 // Every page remembers the epoch in which it was last put or asked for. A collection raises
 // the epoch and may remove only pages last touched before the older of: the collection's own
 // epoch, the epoch in which the oldest lease then held was taken.
+//
+// New epochs begin with leases too, every second or every 64 leases: otherwise a lease would
+// hold back all that was put since the last collection, and a store that is full could free
+// nothing for as long as anybody writes to it. 32 bits last for years at 1,000 leases a second.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -22,6 +27,12 @@ class GcEpochs {
 
   WriteLease lease() {
     std::lock_guard lock(shared_->mutex);
+    const auto now = std::chrono::steady_clock::now();
+    if (++shared_->leases >= kLeasesPerEpoch || now - shared_->began >= kEpochLength) {
+      shared_->leases = 0;
+      shared_->began = now;
+      shared_->epoch.fetch_add(1, std::memory_order_acq_rel);
+    }
     auto it = shared_->held.insert(shared_->epoch.load(std::memory_order_relaxed));
     return WriteLease([shared = shared_, it] {
       std::lock_guard release_lock(shared->mutex);
@@ -37,8 +48,12 @@ class GcEpochs {
   }
 
  private:
+  static constexpr std::uint32_t kLeasesPerEpoch = 64;
+  static constexpr std::chrono::seconds kEpochLength{1};
   struct Shared {
     std::atomic<std::uint32_t> epoch{1};
+    std::uint32_t leases = 0;  // since the epoch began
+    std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
     std::mutex mutex;
     std::multiset<std::uint32_t> held;
   };

@@ -1,38 +1,14 @@
 #include "storage/pages/page_index.h"
 
-#include <cstring>
-
 namespace baton::storage {
-namespace {
-
-// Calls `use` with the map that holds digests like this one, and the key in it.
-template <typename Shard, typename Key, typename Use>
-auto with_map(Shard& shard, const Digest& digest, Key narrow, Use use) {
-  if (digest.is_narrow()) return use(shard.narrow, narrow);
-  return use(shard.wide, digest);
-}
-
-}  // namespace
-
-PageIndex::NarrowKey PageIndex::narrow_key(const Digest& d) {
-  NarrowKey key;
-  std::memcpy(&key, d.bytes.data(), 16);
-  return key;
-}
-
-Digest PageIndex::widen(const NarrowKey& k) {
-  Digest d;
-  std::memcpy(d.bytes.data(), &k, 16);
-  return d;
-}
 
 bool PageIndex::touch(const Digest& digest, std::uint32_t epoch) {
   Shard& shard = shard_of(digest);
   std::lock_guard lock(shard.mutex);
-  return with_map(shard, digest, narrow_key(digest), [&](auto& map, const auto& key) {
-    auto it = map.find(key);
-    if (it == map.end()) return false;
-    if (it->second.touched < epoch) it->second.touched = epoch;
+  return with_table(shard, digest, [&](auto& table, const auto& key) {
+    auto* entry = table.find(key);
+    if (!entry) return false;
+    if (entry->touched < epoch) entry->touched = epoch;
     return true;
   });
 }
@@ -40,34 +16,45 @@ bool PageIndex::touch(const Digest& digest, std::uint32_t epoch) {
 std::optional<PagePlace> PageIndex::find(const Digest& digest) const {
   const Shard& shard = shard_of(digest);
   std::lock_guard lock(shard.mutex);
-  return with_map(shard, digest, narrow_key(digest),
-                  [&](const auto& map, const auto& key) -> std::optional<PagePlace> {
-                    auto it = map.find(key);
-                    if (it == map.end()) return std::nullopt;
-                    return it->second.place;
-                  });
+  return with_table(shard, digest, [&](const auto& table, const auto& key) -> std::optional<PagePlace> {
+    const auto* entry = table.find(key);
+    if (!entry) return std::nullopt;
+    return entry->place();
+  });
 }
 
 bool PageIndex::insert(const Digest& digest, const PagePlace& place, std::uint32_t epoch) {
   Shard& shard = shard_of(digest);
   std::lock_guard lock(shard.mutex);
-  return with_map(shard, digest, narrow_key(digest), [&](auto& map, const auto& key) {
-    auto [it, inserted] = map.try_emplace(key, Value{place, epoch});
-    if (!inserted && it->second.touched < epoch) it->second.touched = epoch;
+  auto enter = [&](auto& table, auto fresh) {
+    fresh.set_place(place);
+    fresh.touched = epoch;
+    auto [entry, inserted] = table.insert(fresh);
+    if (!inserted && entry->touched < epoch) entry->touched = epoch;
     return inserted;
-  });
+  };
+  if (digest.is_narrow()) return enter(shard.narrow, Entry<2>{WordKey<2>::of(digest)});
+  return enter(shard.wide, Entry<4>{WordKey<4>::of(digest)});
+}
+
+void PageIndex::reserve(std::uint64_t pages) {
+  for (Shard& shard : shards_) {
+    std::lock_guard lock(shard.mutex);
+    // A little more than the mean: digests spread evenly, not exactly.
+    shard.narrow.reserve(static_cast<std::size_t>(pages / kShards + pages / kShards / 64 + 16));
+  }
 }
 
 bool PageIndex::replace(const Digest& digest, const PagePlace& from, std::optional<PagePlace> to) {
   Shard& shard = shard_of(digest);
   std::lock_guard lock(shard.mutex);
-  return with_map(shard, digest, narrow_key(digest), [&](auto& map, const auto& key) {
-    auto it = map.find(key);
-    if (it == map.end() || !(it->second.place == from)) return false;
+  return with_table(shard, digest, [&](auto& table, const auto& key) {
+    auto* entry = table.find(key);
+    if (!entry || !(entry->place() == from)) return false;
     if (to) {
-      it->second.place = *to;
+      entry->set_place(*to);
     } else {
-      map.erase(it);
+      table.erase(entry);
     }
     return true;
   });
@@ -77,18 +64,13 @@ std::vector<PagePlace> PageIndex::sweep(const DigestSet* marked, std::uint32_t t
   std::vector<PagePlace> removed;
   for (Shard& shard : shards_) {
     std::lock_guard lock(shard.mutex);
-    auto sweep_map = [&](auto& map, auto to_digest) {
-      for (auto it = map.begin(); it != map.end();) {
-        if (it->second.touched < threshold && !(marked && marked->contains(to_digest(it->first)))) {
-          removed.push_back(it->second.place);
-          map.erase(it++);
-        } else {
-          ++it;
-        }
-      }
+    auto gone = [&](const auto& entry) {
+      if (entry.touched >= threshold || (marked && marked->contains(entry.key().digest()))) return false;
+      removed.push_back(entry.place());
+      return true;
     };
-    sweep_map(shard.narrow, [](const NarrowKey& k) { return widen(k); });
-    sweep_map(shard.wide, [](const Digest& d) { return d; });
+    shard.narrow.erase_if(gone);
+    shard.wide.erase_if(gone);
   }
   return removed;
 }
@@ -96,12 +78,12 @@ std::vector<PagePlace> PageIndex::sweep(const DigestSet* marked, std::uint32_t t
 std::size_t PageIndex::drop_frame(std::uint32_t segment, std::uint32_t frame) {
   std::size_t dropped = 0;
   auto there = [&](const auto& entry) {
-    return entry.second.place.segment == segment && entry.second.place.frame == frame;
+    return entry.segment == segment && (entry.frame_slot >> 8) == frame;
   };
   for (Shard& shard : shards_) {
     std::lock_guard lock(shard.mutex);
-    dropped += boost::unordered::erase_if(shard.narrow, there);
-    dropped += boost::unordered::erase_if(shard.wide, there);
+    dropped += shard.narrow.erase_if(there);
+    dropped += shard.wide.erase_if(there);
   }
   return dropped;
 }
@@ -111,6 +93,15 @@ std::uint64_t PageIndex::size() const {
   for (const Shard& shard : shards_) {
     std::lock_guard lock(shard.mutex);
     sum += shard.narrow.size() + shard.wide.size();
+  }
+  return sum;
+}
+
+std::uint64_t PageIndex::memory_bytes() const {
+  std::uint64_t sum = sizeof *this;
+  for (const Shard& shard : shards_) {
+    std::lock_guard lock(shard.mutex);
+    sum += shard.narrow.memory_bytes() + shard.wide.memory_bytes();
   }
   return sum;
 }

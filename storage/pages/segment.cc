@@ -1,6 +1,5 @@
 #include "storage/pages/segment.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,18 +16,34 @@ namespace {
 constexpr std::string_view kSegmentMagic = "BATONSEG";
 constexpr std::string_view kFooterMagic = "BATONFTR";
 constexpr std::string_view kEndMagic = "BATONEND";
-constexpr std::uint32_t kSegmentVersion = 1;
+constexpr std::uint32_t kSegmentVersion = 2;  // 1: without sealed frames
 constexpr std::size_t kTrailerBytes = 16;
 constexpr std::uint64_t kMaxFooterBytes = 256u << 20;
 
-std::string make_head(std::uint32_t id) {
+std::string make_head(std::uint32_t id, std::uint32_t version = kSegmentVersion) {
   std::string head(kSegmentMagic);
-  put_int(head, kSegmentVersion);
+  put_int(head, version);
   put_int<std::uint32_t>(head, 0);
   put_int<std::uint64_t>(head, id);
   head.resize(kSegmentHeadBytes - 8);
   put_int<std::uint64_t>(head, checksum(head));
   return head;
+}
+
+// A head that is whole and says a higher version: not damage, but a format from the future.
+Result<void> refuse_newer(const std::string& path, std::string_view head) {
+  std::uint32_t version;
+  std::uint64_t sum;
+  std::memcpy(&version, head.data() + kSegmentMagic.size(), sizeof version);
+  std::memcpy(&sum, head.data() + kSegmentHeadBytes - 8, sizeof sum);
+  if (!head.starts_with(kSegmentMagic) || version <= kSegmentVersion ||
+      checksum(head.substr(0, kSegmentHeadBytes - 8)) != sum) {
+    return {};
+  }
+  return make_error(Code::kUnsupported, "open segment",
+                    path + ": format version " + std::to_string(version) + ", this program knows up to " +
+                        std::to_string(kSegmentVersion),
+                    "Use the version of Baton that wrote it, or a newer one.");
 }
 
 iovec as_iovec(std::string_view bytes) {
@@ -50,7 +65,7 @@ std::string Segment::file_name(std::uint32_t id) {
 Result<std::shared_ptr<Segment>> Segment::create(const std::string& folder, std::uint32_t id,
                                                  Disk& disk) {
   const std::string path = folder + "/" + file_name(id);
-  BATON_ASSIGN(Fd fd, open_file(path, O_RDWR | O_CREAT | O_EXCL, 0600));
+  BATON_ASSIGN(Fd fd, disk.create(path));
   const std::string head = make_head(id);
   iovec part = as_iovec(head);
   if (auto written = disk.write_at(fd.get(), std::span(&part, 1), 0); !written) {
@@ -67,14 +82,16 @@ Result<std::shared_ptr<Segment>> Segment::open(const std::string& folder, std::u
                                                Disk& disk, const Found& found,
                                                std::uint64_t& damaged) {
   const std::string path = folder + "/" + file_name(id);
-  BATON_ASSIGN(Fd fd, open_file(path, O_RDWR));
+  BATON_ASSIGN(Fd fd, disk.open(path));
   struct stat st{};
   if (::fstat(fd.get(), &st) != 0) return errno_error("fstat", path);
   const auto size = static_cast<std::uint64_t>(st.st_size);
   auto segment = std::shared_ptr<Segment>(new Segment(folder, id, std::move(fd), disk));
   if (size >= kSegmentHeadBytes) {
     std::string head(kSegmentHeadBytes, '\0');
-    if (auto r = pread_exact(segment->fd_.get(), bytes_of(head), 0); !r || head != make_head(id)) {
+    if (auto r = pread_exact(segment->fd_.get(), bytes_of(head), 0);
+        !r || (head != make_head(id) && head != make_head(id, 1))) {
+      BATON_TRY(refuse_newer(path, head));
       ++damaged;
     }
   }

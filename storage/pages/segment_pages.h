@@ -33,8 +33,10 @@ class SegmentPageStore final : public PageStore {
   Result<void> sync(Durability level) override;
   PageStoreStats stats() const override;
   void set_byte_limit(std::uint64_t bytes) override { byte_limit_ = bytes; }
+  std::uint64_t domain_bytes(const DomainId& domain) const override;
   Result<std::vector<BadPage>> verify(const DomainId& domain, const PageHasher& hasher,
                                       std::span<const Digest> pages) override;
+  void set_key(const DomainId& domain, SealerPtr sealer) override;
   std::uint64_t gc_begin() override { return epochs_.begin(); }
   Result<GcResult> gc(std::uint64_t ticket, const MarkedPages& marked) override;
 
@@ -50,6 +52,7 @@ class SegmentPageStore final : public PageStore {
 
   PageIndex& index_of(const DomainId& domain);
   PageIndex* find_index(const DomainId& domain) const;
+  SealerPtr find_key(const DomainId& domain) const;
   std::shared_ptr<Segment> find_segment(std::uint32_t id) const;
   std::vector<std::shared_ptr<Segment>> all_segments() const;
 
@@ -63,9 +66,10 @@ class SegmentPageStore final : public PageStore {
   Result<void> get_frame(const DomainId& domain, const PageHasher& hasher,
                          std::span<const PageGet> pages, std::span<const Wanted> wanted,
                          bool& moved);
-  // Copies what is live in frames [first, end) to the active segment; pages that cannot be
-  // read leave the index.
-  Result<void> rewrite(const std::shared_ptr<Segment>& segment, std::uint32_t first_frame);
+  // Copies what is live in frames [first, end) to the active segment, at that rate at most
+  // (0: no limit); pages that cannot be read leave the index.
+  Result<void> rewrite(const std::shared_ptr<Segment>& segment, std::uint32_t first_frame,
+                       std::uint64_t bytes_per_s);
   Result<void> rewrite_frame(Segment& segment, std::uint32_t frame);
   // Takes all pages of an unreadable frame out of the index.
   void drop_frame(Segment& segment, std::uint32_t frame);
@@ -93,6 +97,7 @@ class SegmentPageStore final : public PageStore {
   std::map<std::uint32_t, std::shared_ptr<Segment>> segments_;
   mutable std::shared_mutex domains_mutex_;
   std::map<DomainId, std::unique_ptr<PageIndex>> domains_;
+  std::map<DomainId, SealerPtr> keys_;  // under domains_mutex_
 
   std::atomic<std::uint64_t> byte_limit_{0};
   std::atomic<std::uint64_t> put_new_{0}, put_known_{0}, damaged_frames_{0}, bytes_{0};

@@ -2,7 +2,9 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "base/fault_point.h"
 #include "storage/bytes/byte_io.h"
@@ -11,6 +13,10 @@
 namespace baton::storage {
 
 using dedup::kPageBytes;
+
+namespace {
+constexpr std::chrono::milliseconds kLongestBurst{5};  // of moving at full speed
+}  // namespace
 
 Result<void> SegmentPageStore::sync(Durability level) {
   if (level != Durability::kSynced) return {};  // put has written to the kernel already
@@ -59,7 +65,7 @@ Result<void> SegmentPageStore::heal_locked() {
   std::vector<std::shared_ptr<Segment>> healed;
   for (const auto& segment : all_segments()) {
     if (!segment->suspect()) continue;
-    BATON_TRY(rewrite(segment, segment->synced_frames()));
+    BATON_TRY(rewrite(segment, segment->synced_frames(), 0));
     healed.push_back(segment);
   }
   for (const auto& segment : all_segments()) {
@@ -78,10 +84,21 @@ Result<void> SegmentPageStore::heal_locked() {
 }
 
 Result<void> SegmentPageStore::rewrite(const std::shared_ptr<Segment>& segment,
-                                       std::uint32_t first_frame) {
+                                       std::uint32_t first_frame, std::uint64_t bytes_per_s) {
   const std::uint32_t end = segment->frame_count();
+  const auto begin = std::chrono::steady_clock::now();
+  std::uint64_t moved = 0;
   for (std::uint32_t f = first_frame; f < end; ++f) {
-    if (segment->frame(f).live != 0) BATON_TRY(rewrite_frame(*segment, f));
+    const FrameEntry frame = segment->frame(f);
+    if (frame.live == 0) continue;
+    BATON_TRY(rewrite_frame(*segment, f));
+    moved += 2 * std::uint64_t{frame.bytes};
+    if (bytes_per_s == 0) continue;
+    // No lock that a put, a get or a commit takes is held here.
+    const std::chrono::duration<double> due(static_cast<double>(moved) / static_cast<double>(bytes_per_s));
+    if (due > kLongestBurst + (std::chrono::steady_clock::now() - begin)) {
+      std::this_thread::sleep_until(begin + std::chrono::duration_cast<std::chrono::nanoseconds>(due));
+    }
   }
   return {};
 }
@@ -123,12 +140,13 @@ Result<void> SegmentPageStore::rewrite_frame(Segment& segment, std::uint32_t fra
     copy = bytes;
   } else {
     std::vector<std::byte> raw(head.page_count * kPageBytes);
-    BATON_TRY(decode_frame(as_bytes_of(bytes), head, raw));
+    const SealerPtr sealer = find_key(head.domain);
+    BATON_TRY(decode_frame(as_bytes_of(bytes), head, raw, sealer.get()));
     std::vector<PagePut> pages;
     for (const auto& [digest, place] : live) {
       pages.push_back({digest, raw.data() + place.slot * kPageBytes});
     }
-    copy_head = append_frame(copy, head.domain, pages, options_.zstd_level);
+    copy_head = append_frame(copy, head.domain, pages, options_.zstd_level, sealer.get());
   }
   BATON_ASSIGN(Appended where, append(copy, std::span(&copy_head, 1)));
   for (std::size_t i = 0; i < live.size(); ++i) {
@@ -194,7 +212,7 @@ Result<GcResult> SegmentPageStore::gc(std::uint64_t ticket, const MarkedPages& m
     if (segment->live_pages() != 0 && share(*segment) >= options_.rewrite_below) continue;
     if (segment->live_pages() != 0) {
       BATON_TRY(fault_point("store.gc.rewrite"));
-      if (auto moved = rewrite(segment, 0); !moved) {
+      if (auto moved = rewrite(segment, 0, options_.upkeep_bytes_per_s); !moved) {
         // No room to move pages: empty segments still go, the rest waits.
         spdlog::warn("page store: rewrite of segment {}: {}", segment->id(),
                      moved.error().message());

@@ -5,9 +5,11 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <random>
 #include <thread>
 
+#include "storage/memory_disk.h"
 #include "storage/memory_store.h"
 #include "storage/page_store.h"
 #include "storage/segment_store.h"
@@ -45,6 +47,21 @@ std::unique_ptr<PageStore> make_segments(const std::string& folder, std::uint64_
   options.segment_bytes = 1u << 20;
   options.byte_limit = limit;
   auto store = open_segment_store(folder + "/pages", options);
+  EXPECT_TRUE(store) << (store ? "" : store.error().message());
+  return store ? std::move(*store) : nullptr;
+}
+
+// On a disk in memory, as a node without one has it. The disk lives as long as the program:
+// make() again finds what was there.
+std::unique_ptr<PageStore> make_segments_in_memory(const std::string& folder, std::uint64_t limit) {
+  static std::map<std::string, std::unique_ptr<MemoryDisk>> disks;
+  auto& disk = disks[folder];
+  if (!disk) disk = std::make_unique<MemoryDisk>();
+  SegmentStoreOptions options;
+  options.segment_bytes = 1u << 20;
+  options.byte_limit = limit;
+  options.disk = disk.get();
+  auto store = open_segment_store("/pages", options);
   EXPECT_TRUE(store) << (store ? "" : store.error().message());
   return store ? std::move(*store) : nullptr;
 }
@@ -301,6 +318,7 @@ TEST_P(PageStoreContract, ManyThreads_PuttingReadingAndCollecting_LoseNothing) {
 INSTANTIATE_TEST_SUITE_P(
     All, PageStoreContract,
     testing::Combine(testing::Values(Implementation{"Segments", make_segments},
+                                     Implementation{"SegmentsInMemory", make_segments_in_memory},
                                      Implementation{"Memory",
                                                     [](const std::string&, std::uint64_t limit) {
                                                       return make_memory_store(limit);
