@@ -22,6 +22,7 @@ Result<void> enter_workload(storage::Store& store, const storage::WorkloadIdenti
 
 Result<std::optional<ReplicaTip>> LocalReplica::open(std::uint64_t incarnation) {
   BATON_TRY(enter_workload(store_, identity_, incarnation));
+  BATON_TRY(store_.set_policy(identity_.workload, retention_));
   lease_ = store_.lease();
   BATON_ASSIGN(auto tip, store_.tip(identity_.workload));
   if (!tip) return std::optional<ReplicaTip>();

@@ -15,8 +15,8 @@ Result<void> enter_workload(storage::Store& store, const storage::WorkloadIdenti
 
 class LocalReplica final : public Replica {
  public:
-  LocalReplica(storage::Store& store, storage::WorkloadIdentity identity)
-      : store_(store), identity_(std::move(identity)) {}
+  LocalReplica(storage::Store& store, storage::WorkloadIdentity identity, storage::RetentionPolicy retention)
+      : store_(store), identity_(std::move(identity)), retention_(std::move(retention)) {}
   std::string name() const override { return "local store"; }
   Result<std::optional<ReplicaTip>> open(std::uint64_t incarnation) override;
   void close() override { lease_.reset(); }
@@ -28,6 +28,7 @@ class LocalReplica final : public Replica {
  private:
   storage::Store& store_;
   const storage::WorkloadIdentity identity_;
+  const storage::RetentionPolicy retention_;
   storage::WriteLease lease_;
 };
 

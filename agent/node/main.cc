@@ -17,6 +17,7 @@
 #include "agent/node/service.h"
 #include "agent/node/session.h"
 #include "agent/node/spec.h"
+#include "agent/node/store_service.h"
 #include "agent/node/stream_replica.h"
 #include "agent/node/warden_link.h"
 #include "base/fault_point.h"
@@ -28,10 +29,14 @@
 namespace baton::node {
 namespace {
 
+// Kept free on the store's disk, for the tidying that makes room again when it is full.
+constexpr std::uint64_t kStoreReserveBytes = 8u << 20;
+
 struct Arguments {
   std::string name, listen, stream_listen, coordinator, tls_dir, data_dir, warden;
-  std::string advertise, stream_advertise;
-  std::uint64_t store_budget = 0;
+  std::string advertise, stream_advertise, store_key;
+  std::vector<std::string> keep;
+  std::uint64_t store_budget = 0, memory_store = 0, store_upkeep = 64u << 20;
   std::uint64_t standby_budget = 0;
 };
 
@@ -68,11 +73,40 @@ int run(const Arguments& arguments) {
   storage::StoreOptions store_options;
   store_options.retention.keep_last = kDefaultKeepLast;
   store_options.retention.byte_budget = arguments.store_budget;
-  auto store = storage::Store::open(arguments.data_dir + "/store", store_options, clock);
+  store_options.upkeep_bytes_per_s = arguments.store_upkeep;
+  for (const auto& text : arguments.keep) {
+    auto step = parse_retention_step(text);
+    if (!step) return fail(step.error());
+    store_options.retention.steps.push_back(*step);
+  }
+  std::atomic<Node*> node_ready{nullptr};
+  store_options.alarm = [&](const std::string& problem) {
+    if (problem.empty()) {
+      spdlog::info("store: in order again");
+    } else {
+      spdlog::error("store: {}", problem);
+    }
+    if (Node* node = node_ready) node->add_event("store", "", problem.empty() ? "in order again" : problem);
+  };
+  if (!arguments.store_key.empty()) {
+    auto key = storage::Sealer::read_key(arguments.store_key);
+    if (!key) return fail(key.error());
+    store_options.node_key = std::make_shared<const storage::Sealer>(*key);
+    // Keys and pages of programs are in this process: they must not end in a core file.
+    const rlimit none{0, 0};
+    if (::setrlimit(RLIMIT_CORE, &none) != 0) return fail(errno_error("setrlimit", "RLIMIT_CORE"));
+  }
+  const bool in_memory = arguments.memory_store != 0;
+  if (in_memory) {
+    store_options.retention.byte_budget = arguments.memory_store;
+  } else {
+    store_options.reserve_bytes = kStoreReserveBytes;
+  }
+  auto store = in_memory ? storage::Store::open_in_memory(store_options, clock)
+                         : storage::Store::open(arguments.data_dir + "/store", store_options, clock);
   if (!store) return fail(store.error());
 
   auto owners = make_owner_records(arguments.coordinator, *tls);
-  std::atomic<Node*> node_ready{nullptr};
   WardenLink warden(
       arguments.warden,
       [&](const pb::WardenEvent& event) {
@@ -110,7 +144,13 @@ int run(const Arguments& arguments) {
   if (!stream_server) return fail(stream_server.error());
   auto service = make_agent_service(node);
   transport::RpcServerOptions rpc_options;
-  auto rpc_server = transport::RpcServer::start(arguments.listen, *tls, {service.get()}, rpc_options);
+  StoreServiceOptions about_store;
+  about_store.node = arguments.name;
+  about_store.store = store->get();
+  about_store.tls = &*tls;
+  about_store.budget_bytes = store_options.retention.byte_budget;
+  auto store_service = make_store_service(about_store);
+  auto rpc_server = transport::RpcServer::start(arguments.listen, *tls, {service.get(), store_service.get()}, rpc_options);
   if (!rpc_server) return fail(rpc_server.error());
   auto session = std::make_unique<Session>(node, arguments.coordinator, *tls);
   spdlog::info("node {} serves at {}, page stream at {}", arguments.name, arguments.listen, arguments.stream_listen);
@@ -148,6 +188,18 @@ int main(int argc, char** argv) {
   app.add_option("--standby-budget", arguments.standby_budget,
                  "Bytes of memory for warm and hot standbys together (default: half of this machine's)")
       ->transform(CLI::AsSizeValue(false));
+  app.add_option("--memory-store", arguments.memory_store,
+                 "Keep checkpoints in this much memory instead of on disk; they end with this program")
+      ->transform(CLI::AsSizeValue(false));
+  app.add_option("--keep", arguments.keep,
+                 "EVERY/FOR: besides the newest checkpoints of each workload, one per EVERY as far back as FOR: 1s/1m 1m/1h")
+      ->expected(1, static_cast<int>(baton::storage::kMaxRetentionSteps));
+  app.add_option("--store-key", arguments.store_key,
+                 "File with this node's key (32 bytes or 64 hexadecimal digits, mode 0600): the store is encrypted");
+  app.add_option("--store-upkeep", arguments.store_upkeep,
+                 "Bytes per second that tidying the store may read and write; 0: no limit")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   if (baton::fault_points_armed()) spdlog::warn("fault points are armed");
   return baton::node::run(arguments);

@@ -17,13 +17,12 @@ class Channel final : public transport::ReceiverChannel {
  public:
   Channel(storage::Store& store, storage::WorkloadIdentity identity,
           std::shared_ptr<const dedup::PageHasher> hasher, storage::Durability durability,
-          std::uint32_t keep_last, std::shared_ptr<Standby> standby)
+          std::shared_ptr<Standby> standby)
       : store_(store),
         standby_(std::move(standby)),
         identity_(std::move(identity)),
         hasher_(std::move(hasher)),
         durability_(durability),
-        keep_last_(keep_last),
         lease_(store.lease()) {}
 
   Result<std::vector<transport::NodeChildren>> on_nodes(
@@ -82,29 +81,17 @@ class Channel final : public transport::ReceiverChannel {
     }
     if (auto point = fault_point("agent.receive.committed"); !point) return refuse(point.error());
     lease_ = store_.lease();
-    trim(seq);
     transport::AckInfo info;
     info.durability = static_cast<std::uint8_t>(durability_);
     return info;
   }
 
  private:
-  // The store keeps the newest kDefaultKeepLast of every workload; this one may ask for fewer.
-  void trim(std::uint64_t seq) {
-    if (keep_last_ == 0 || seq % 16 != 0) return;
-    auto held = store_.list(identity_.workload);
-    if (!held || held->size() <= keep_last_) return;
-    for (std::size_t i = 0; i + keep_last_ < held->size(); ++i) {
-      if (!store_.drop(identity_.workload, (*held)[i].seq)) return;
-    }
-  }
-
   storage::Store& store_;
   const std::shared_ptr<Standby> standby_;
   const storage::WorkloadIdentity identity_;
   const std::shared_ptr<const dedup::PageHasher> hasher_;
   const storage::Durability durability_;
-  const std::uint32_t keep_last_;
   storage::WriteLease lease_;
 };
 
@@ -138,11 +125,10 @@ Result<transport::Opened> Receiver::on_open(const transport::StreamPeer& peer,
   if (request.durability >= 1 && request.durability <= 3) {
     durability = static_cast<storage::Durability>(request.durability);
   }
-  std::uint32_t keep = have_spec ? spec.retention().keep_last() : 0;
-  if (keep >= kDefaultKeepLast) keep = 0;
+  if (have_spec) BATON_TRY(store_.set_policy(request.workload, retention_of(spec)));
   std::shared_ptr<Standby> standby;
   if (standbys_ != nullptr && have_spec && spec.name() == request.workload) standby = standbys_->open(request.workload, spec);
-  opened.channel = std::make_unique<Channel>(store_, std::move(identity), std::move(hasher), durability, keep, std::move(standby));
+  opened.channel = std::make_unique<Channel>(store_, std::move(identity), std::move(hasher), durability, std::move(standby));
   spdlog::info("{}: standing by for {}, newest here: {}", request.workload, peer.identity.name,
                opened.reply.tip_seq);
   return opened;

@@ -1,5 +1,8 @@
 #include "agent/node/spec.h"
 
+#include <charconv>
+#include <string_view>
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -21,6 +24,34 @@ storage::Durability durability_of(const pb::WorkloadSpec& spec) {
     case pb::DURABILITY_SYNCED: return storage::Durability::kSynced;
     default: return storage::Durability::kFlushed;
   }
+}
+
+storage::RetentionPolicy retention_of(const pb::WorkloadSpec& spec) {
+  storage::RetentionPolicy policy;
+  policy.keep_last = spec.retention().keep_last();
+  policy.byte_budget = spec.retention().budget_bytes();
+  return policy;
+}
+
+Result<storage::RetentionStep> parse_retention_step(const std::string& text) {
+  auto number = [](std::string_view part, std::uint64_t& ns) {
+    std::uint64_t value = 0;
+    const auto [end, failed] = std::from_chars(part.data(), part.data() + part.size(), value);
+    const std::string_view unit = part.substr(static_cast<std::size_t>(end - part.data()));
+    const std::uint64_t scale = unit == "ms" ? 1'000'000ull : unit == "s" ? 1'000'000'000ull
+                                : unit == "m" ? 60'000'000'000ull : unit == "h" ? 3'600'000'000'000ull
+                                : unit == "d" ? 86'400'000'000'000ull : 0;
+    if (failed != std::errc() || scale == 0 || value == 0 || value > 100'000) return false;
+    ns = value * scale;
+    return true;
+  };
+  storage::RetentionStep step;
+  const auto slash = text.find('/');
+  if (slash == std::string::npos || !number(std::string_view(text).substr(0, slash), step.every_ns) ||
+      !number(std::string_view(text).substr(slash + 1), step.for_ns) || step.for_ns < step.every_ns) {
+    return make_error(Code::kInvalid, "read '" + text + "'", "it is not EVERY/FOR", "Such as 1s/1m: one per second for a minute.");
+  }
+  return step;
 }
 
 Result<storage::WorkloadIdentity> identity_of(const pb::WorkloadSpec& spec) {

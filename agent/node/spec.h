@@ -17,6 +17,10 @@ inline constexpr std::uint32_t kDefaultKeepLast = 100;
 std::chrono::microseconds checkpoint_interval(const pb::WorkloadSpec& spec);
 // memory, flushed (and unsaid), synced.
 storage::Durability durability_of(const pb::WorkloadSpec& spec);
+// Which of its checkpoints a store keeps.
+storage::RetentionPolicy retention_of(const pb::WorkloadSpec& spec);
+// "1s/1m": one per second for a minute; units ms, s, m, h, d. Fails: kInvalid.
+Result<storage::RetentionStep> parse_retention_step(const std::string& text_untrusted);
 // Name, domain, digest kind and key. Fails: kInvalid (a bad name, domain or key).
 Result<storage::WorkloadIdentity> identity_of(const pb::WorkloadSpec& spec);
 // The spec as it may be written beside a checkpoint: without its secret.

@@ -303,7 +303,7 @@ std::shared_ptr<Replicator> Workload::make_link(const pb::PeerAddress& peer, boo
     changed_.notify_all();
   };
   auto replica = peer.node().empty()
-                     ? std::unique_ptr<Replica>(std::make_unique<LocalReplica>(*env_.store, identity_))
+                     ? std::unique_ptr<Replica>(std::make_unique<LocalReplica>(*env_.store, identity_, retention_of(spec_)))
                      : env_.make_replica(peer, spec_, identity_);
   return std::make_shared<Replicator>(std::move(replica), std::move(options), *env_.clock);
 }
