@@ -43,6 +43,15 @@ inline constexpr RpcRoles kRpcRoles[] = {
     {"Session", false, false, true},
     {"ChangeOwner", false, false, true},
     {"GetOwner", false, false, true},
+    // The service Store.
+    {"StoreStat", true, true, false},
+    {"Analyze", true, true, false},
+    {"ListMarks", true, true, false},
+    {"StoreGc", false, true, false},
+    {"StoreVerify", false, true, false},
+    {"TagCheckpoint", false, true, false},
+    {"Diff", false, true, false},
+    {"Export", false, true, false},
     // The service Operator.
     {"DashboardLink", true, true, false},
     {"ListMovements", true, true, false, "GET /api/v1/movements"},

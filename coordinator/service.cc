@@ -6,6 +6,7 @@
 
 #include "base/log.h"
 #include "coordinator/request_text.h"
+#include "coordinator/store_service.h"
 #include "proto/coordinator.grpc.pb.h"
 #include "proto/operator.grpc.pb.h"
 #include "transport/rpc.h"
@@ -23,27 +24,12 @@ using transport::Role;
 
 const RpcRoles* entry_of(std::string_view rpc) {
   for (const auto& entry : kRpcRoles) {
-    if (entry.rpc == rpc) return &entry;
+    if (!rpc.empty() && entry.rpc == rpc) return &entry;
   }
   return nullptr;
 }
 
-Result<Identity> authorize(const grpc::ServerContextBase& context, std::string_view rpc) {
-  BATON_ASSIGN(auto who, transport::peer_identity(context));
-  const RpcRoles* entry = entry_of(rpc);
-  if (!entry) return make_error(Code::kNotAllowed, std::string(rpc), "nobody may call it");
-  if (!may(who.role, *entry)) return not_allowed(who, rpc, *entry);
-  return who;
-}
-
-// A person's program takes kUnreachable as "the coordinator is": an unreachable node is
-// an operation that failed.
-Error for_people(Error error) {
-  if (error.code == Code::kUnreachable) error.code = Code::kFailed;
-  return error;
-}
-
-// What both services do around each call: roles, audit, errors.
+// What the services here do around each call: roles, audit, errors.
 class Desk {
  public:
   explicit Desk(const OperatorSide& side) : side_(side) {}
@@ -309,22 +295,37 @@ class Server final : public CoordinatorServer {
 
   Service service_;
   OperatorService operator_;
+  std::unique_ptr<grpc::Service> store_;
   std::unique_ptr<transport::RpcServer> server_;
   bool down_ = false;
 };
 
 }  // namespace
 
+Result<Identity> authorize(const grpc::ServerContextBase& context, std::string_view rpc) {
+  BATON_ASSIGN(auto who, transport::peer_identity(context));
+  const RpcRoles* entry = entry_of(rpc);
+  if (!entry) return make_error(Code::kNotAllowed, std::string(rpc), "nobody may call it");
+  if (!may(who.role, *entry)) return not_allowed(who, rpc, *entry);
+  return who;
+}
+
+Error for_people(Error error) {
+  if (error.code == Code::kUnreachable) error.code = Code::kFailed;
+  return error;
+}
+
 Result<std::unique_ptr<CoordinatorServer>> CoordinatorServer::start(const std::string& address,
                                                                     const transport::TlsFiles& tls,
                                                                     Coordinator& coordinator,
                                                                     const OperatorSide& side) {
   auto server = std::make_unique<Server>(coordinator, side);
+  server->store_ = make_store_forwarder(coordinator, tls);
   transport::RpcServerOptions options;
   options.max_threads = kMaxRpcThreads;
   BATON_ASSIGN(server->server_,
-               transport::RpcServer::start(address, tls, {&server->service_, &server->operator_},
-                                           options));
+               transport::RpcServer::start(
+                   address, tls, {&server->service_, &server->operator_, server->store_.get()}, options));
   return std::unique_ptr<CoordinatorServer>(std::move(server));
 }
 

@@ -17,6 +17,10 @@
 #include "coordinator/roles.h"
 #include "transport/identity.h"
 
+namespace grpc {
+class ServerContextBase;
+}
+
 namespace baton::coordinator {
 
 // What the operator's side shares with the wire. All outlive the server; absent: calls are not
@@ -27,6 +31,12 @@ struct OperatorSide {
   Logins* logins = nullptr;
   std::string dashboard_url;  // "https://10.0.0.1:7443"; empty: none is served
 };
+
+// Who calls, if the table lets them. Fails: kNotAllowed, naming the role that it takes.
+Result<transport::Identity> authorize(const grpc::ServerContextBase& context, std::string_view rpc);
+// A person's program takes kUnreachable as "the coordinator is": an unreachable node is an
+// operation that failed.
+Error for_people(Error error);
 
 class CoordinatorServer {
  public:

@@ -8,6 +8,7 @@
 #include "coordinator/cli/units.h"
 #include "proto/coordinator.grpc.pb.h"
 #include "proto/operator.grpc.pb.h"
+#include "proto/store.grpc.pb.h"
 #include "transport/rpc.h"
 
 namespace baton::cli {
@@ -21,7 +22,8 @@ class GrpcClient final : public Client {
       : address_(std::move(address)),
         channel_(std::move(channel)),
         stub_(pb::Coordinator::NewStub(channel_)),
-        operator_(pb::Operator::NewStub(channel_)) {}
+        operator_(pb::Operator::NewStub(channel_)),
+        store_(pb::Store::NewStub(channel_)) {}
 
   Result<void> greet() {
     std::chrono::microseconds timeout = kConnectTimeout;
@@ -137,8 +139,50 @@ class GrpcClient final : public Client {
     return stream("logs", context, stub_->Logs(&context, request), sink);
   }
 
+  Result<pb::StoreStatResponse> store_stat(const pb::StoreRequest& request) override {
+    return store_unary<pb::StoreStatResponse>("store stat", &pb::Store::Stub::StoreStat, request);
+  }
+  Result<pb::StoreGcResponse> store_gc(const pb::StoreRequest& request) override {
+    return store_unary<pb::StoreGcResponse>("store gc", &pb::Store::Stub::StoreGc, request);
+  }
+  Result<void> store_verify(const pb::StoreVerifyRequest& request,
+                            const Sink<pb::StoreVerifyProgress>& sink) override {
+    grpc::ClientContext context;
+    limit(context, kStoreCallTimeout);
+    return stream("store verify", context, store_->StoreVerify(&context, request), sink);
+  }
+  Result<pb::CheckpointMarks> tag(const pb::TagCheckpointRequest& request) override {
+    return store_unary<pb::CheckpointMarks>("tag", &pb::Store::Stub::TagCheckpoint, request);
+  }
+  Result<pb::ListMarksResponse> list_marks(const std::string& name) override {
+    return store_unary<pb::ListMarksResponse>("checkpoints", &pb::Store::Stub::ListMarks, named(name));
+  }
+  Result<pb::AnalyzeResponse> analyze(const pb::AnalyzeRequest& request) override {
+    return store_unary<pb::AnalyzeResponse>("analyze", &pb::Store::Stub::Analyze, request);
+  }
+  Result<void> diff(const pb::DiffRequest& request, const Sink<pb::DiffPart>& sink) override {
+    grpc::ClientContext context;
+    limit(context, kStoreCallTimeout);
+    return stream("diff", context, store_->Diff(&context, request), sink);
+  }
+  Result<void> export_core(const pb::ExportRequest& request, const Sink<pb::ExportChunk>& sink) override {
+    grpc::ClientContext context;
+    limit(context, kStoreCallTimeout);
+    return stream("export", context, store_->Export(&context, request), sink);
+  }
+
  private:
   using Stub = pb::Coordinator::Stub;
+
+  template <typename Response, typename Method, typename Request>
+  Result<Response> store_unary(const char* operation, Method method, const Request& request) {
+    grpc::ClientContext context;
+    transport::set_deadline(context, kStoreCallTimeout);
+    Response response;
+    const grpc::Status status = ((*store_).*method)(&context, request, &response);
+    if (!status.ok()) return transport::from_status(status, operation, peer());
+    return response;
+  }
 
   template <typename Response, typename Service, typename Method, typename Request>
   Result<Response> unary_of(Service& service, const char* operation, Method method,
@@ -190,6 +234,7 @@ class GrpcClient final : public Client {
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<Stub> stub_;
   const std::unique_ptr<pb::Operator::Stub> operator_;
+  const std::unique_ptr<pb::Store::Stub> store_;
   pb::VersionInfo version_;
 };
 

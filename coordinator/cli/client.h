@@ -12,11 +12,13 @@
 #include "base/error.h"
 #include "proto/coordinator.pb.h"
 #include "proto/operator.pb.h"
+#include "proto/store.pb.h"
 
 namespace baton::cli {
 
 inline constexpr std::chrono::seconds kConnectTimeout{3};
 inline constexpr std::chrono::seconds kCallTimeout{180};
+inline constexpr std::chrono::minutes kStoreCallTimeout{30};
 
 template <typename T>
 using Sink = std::function<bool(const T&)>;
@@ -57,6 +59,18 @@ class Client {
   virtual Result<void> audit(const pb::AuditRequest& request,
                              const Sink<pb::AuditEntry>& sink) = 0;
   virtual Result<void> logs(const pb::AgentLogsRequest& request, const Sink<pb::LogChunk>& sink) = 0;
+
+  // The nodes' stores. Those that read much take as long as that takes.
+  virtual Result<pb::StoreStatResponse> store_stat(const pb::StoreRequest& request) = 0;
+  virtual Result<pb::StoreGcResponse> store_gc(const pb::StoreRequest& request) = 0;
+  virtual Result<void> store_verify(const pb::StoreVerifyRequest& request,
+                                    const Sink<pb::StoreVerifyProgress>& sink) = 0;
+  virtual Result<pb::CheckpointMarks> tag(const pb::TagCheckpointRequest& request) = 0;
+  virtual Result<pb::ListMarksResponse> list_marks(const std::string& name) = 0;
+  virtual Result<pb::AnalyzeResponse> analyze(const pb::AnalyzeRequest& request) = 0;
+  virtual Result<void> diff(const pb::DiffRequest& request, const Sink<pb::DiffPart>& sink) = 0;
+  virtual Result<void> export_core(const pb::ExportRequest& request,
+                                   const Sink<pb::ExportChunk>& sink) = 0;
 };
 
 }  // namespace baton::cli

@@ -50,6 +50,7 @@ void add_workload_commands(CLI::App& app, Context& context);  // run … logs, c
 void add_movement_commands(CLI::App& app, Context& context);  // migrate, failover, restore
 void add_operator_commands(CLI::App& app, Context& context);  // dashboard, audit
 void add_live_commands(CLI::App& app, Context& context);      // wait, top
+void add_store_commands(CLI::App& app, Context& context);     // store, tag, pin, diff, analyze, export
 void add_pki_commands(CLI::App& app, Context& context);
 void add_completion_command(CLI::App& app, Context& context);
 

@@ -131,12 +131,6 @@ void add_cluster_commands(CLI::App& app, Context& context) {
       }
     });
   }
-  add_missing(app, context, "diff", "compare two checkpoints");
-  add_missing(app, context, "analyze", "duplication in checkpoints");
-  add_missing(app, context, "export", "a checkpoint as a core file");
-  CLI::App* store = app.add_subcommand("store", "the page stores (not in this version)");
-  store->require_subcommand(1);
-  for (const char* name : {"stat", "gc", "verify"}) add_missing(*store, context, name, name);
 }
 
 }  // namespace baton::cli

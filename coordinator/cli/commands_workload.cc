@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 
 #include "coordinator/cli/commands.h"
 #include "coordinator/cli/names.h"
@@ -334,17 +335,36 @@ void add_workload_commands(CLI::App& app, Context& context) {
   {
     CLI::App* verb = add_verb(app, context, "checkpoints", "list a workload's checkpoints");
     auto name = std::make_shared<std::string>();
+    auto tag = std::make_shared<std::string>();
     verb->add_option("NAME", *name, "the workload")->required();
-    verb->callback([&context, name] {
+    verb->add_option("--tag", *tag, "only those with this tag")->type_name("TAG");
+    verb->callback([&context, name, tag] {
       context.with_client([&](Client& client) -> Result<int> {
         BATON_ASSIGN(const std::string whole, workload_named(client, *name));
         BATON_ASSIGN(auto list, client.list_checkpoints(whole));
+        BATON_ASSIGN(auto marked, client.list_marks(whole));
+        std::map<std::pair<std::uint64_t, std::uint64_t>, pb::CheckpointMarks> marks;
+        for (const auto& one : marked.marks()) marks[{one.seq(), one.incarnation()}] = one;
+        pb::ListCheckpointsResponse shown;
+        Json json = Json::array();
+        MarkWords words;
+        for (const auto& info : list.checkpoints()) {
+          const pb::CheckpointMarks& of = marks[{info.seq(), info.incarnation()}];
+          const std::vector<std::string> tags(of.tags().begin(), of.tags().end());
+          if (!tag->empty() && std::find(tags.begin(), tags.end(), *tag) == tags.end()) continue;
+          *shown.add_checkpoints() = info;
+          Json one = checkpoint_json(info);
+          one["tags"] = tags;
+          one["pinned"] = of.pinned();
+          json.push_back(std::move(one));
+          std::string text = join(tags);
+          if (of.pinned()) text += text.empty() ? "pinned" : ", pinned";
+          if (!text.empty()) words[{info.seq(), info.incarnation()}] = text;
+        }
         if (context.json()) {
-          Json json = Json::array();
-          for (const auto& info : list.checkpoints()) json.push_back(checkpoint_json(info));
           print_json(json);
         } else {
-          print(checkpoints_table(list));
+          print(checkpoints_table(shown, words));
         }
         return kExitDone;
       });

@@ -70,6 +70,7 @@ int main(int argc, char** argv) {
   add_cluster_commands(app, context);
   add_operator_commands(app, context);
   add_live_commands(app, context);
+  add_store_commands(app, context);
   add_pki_commands(app, context);
   add_completion_command(app, context);
   try {

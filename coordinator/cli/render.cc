@@ -263,13 +263,15 @@ Json checkpoint_json(const pb::CheckpointInfo& info) {
           {"nodes", list_of(info.nodes())}};
 }
 
-std::string checkpoints_table(const pb::ListCheckpointsResponse& list) {
-  Table table({"SEQ", "TIME", "PAUSE", "CHANGED", "TOTAL", "STORED", "INCARNATION", "NODES"});
+std::string checkpoints_table(const pb::ListCheckpointsResponse& list, const MarkWords& marks) {
+  Table table({"SEQ", "TIME", "PAUSE", "CHANGED", "TOTAL", "STORED", "INCARNATION", "NODES", "TAGS"});
   for (const auto& info : list.checkpoints()) {
+    auto words = marks.find({info.seq(), info.incarnation()});
     table.row({std::to_string(info.seq()), format_wall_ns(info.wall_ns()),
                format_duration_us(info.pause_us()), std::to_string(info.pages_changed()),
                std::to_string(info.pages_total()), format_bytes(info.bytes_stored()),
-               std::to_string(info.incarnation()), dash(join(strings(info.nodes())))});
+               std::to_string(info.incarnation()), dash(join(strings(info.nodes()))),
+               words == marks.end() ? "-" : words->second});
   }
   return table.text();
 }

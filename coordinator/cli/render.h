@@ -1,7 +1,10 @@
 // Answers of the coordinator as JSON and as text. The JSON fields are stable: docs/cli.md.
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <string>
+#include <utility>
 
 #include "coordinator/cli/output.h"
 #include "proto/coordinator.pb.h"
@@ -18,7 +21,9 @@ std::string workloads_table(const pb::ListWorkloadsResponse& list, bool wide = f
 std::string workload_text(const pb::WorkloadInfo& info, bool why);
 
 Json checkpoint_json(const pb::CheckpointInfo& info);
-std::string checkpoints_table(const pb::ListCheckpointsResponse& list);
+// `marks`: the words for each checkpoint's tags and pin, by (seq, incarnation).
+using MarkWords = std::map<std::pair<std::uint64_t, std::uint64_t>, std::string>;
+std::string checkpoints_table(const pb::ListCheckpointsResponse& list, const MarkWords& marks = {});
 
 Json event_json(const pb::Event& event);
 std::string event_line(const pb::Event& event);

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <thread>
 
 #include <nlohmann/json.hpp>
@@ -481,7 +482,7 @@ TEST_F(CoordinatorService, StrangersAndViewers_AreRefusedWithExitFive) {
 
 TEST_F(CoordinatorService, RolesTable_HoldsForEveryCallAndEveryRole) {
   std::map<std::string, std::string> service_of;
-  for (const char* service : {"baton.pb.Coordinator", "baton.pb.Operator"}) {
+  for (const char* service : {"baton.pb.Coordinator", "baton.pb.Operator", "baton.pb.Store"}) {
     const auto* descriptor =
         google::protobuf::DescriptorPool::generated_pool()->FindServiceByName(service);
     ASSERT_NE(descriptor, nullptr);
@@ -491,7 +492,7 @@ TEST_F(CoordinatorService, RolesTable_HoldsForEveryCallAndEveryRole) {
   }
   std::size_t rpcs = 0;
   for (const auto& entry : kRpcRoles) rpcs += !entry.rpc.empty();
-  EXPECT_EQ(rpcs, service_of.size()) << "every method of both services is in the table";
+  EXPECT_EQ(rpcs, service_of.size()) << "every method of these services is in the table";
   for (const char* who : {"vera", "olga", "ecu1"}) {
     auto channel = transport::make_channel("127.0.0.1:" + std::to_string(port_), pki_->tls(who),
                                            Role::kCoordinator);
