@@ -60,6 +60,8 @@ struct RoundStats {
 };
 
 struct CaptureOptions {
+  // How long copy rounds beside the running program may take before the freeze; 0: none.
+  std::chrono::microseconds approach{0};
   bool keep_frozen = false;
   bool verify = false;                    // compare, still frozen, every byte with what was captured
   std::span<const PageRange> again;       // copy these too, written or not
@@ -70,6 +72,9 @@ struct CaptureStats {
   RoundStats pages;
   std::chrono::nanoseconds pause{}, stop{}, scan{}, copy{}, state{}, resume{};
   std::uint64_t output_epoch = 0;         // of NetworkHold::mark_output
+  std::uint32_t rounds = 0;               // beside the running program, before the freeze
+  std::uint64_t pages_frozen = 0;         // copied while it stood still
+  std::string strategy, why;              // "concurrent" or "stop-copy", and for a person why
   std::uint64_t verify_pages = 0;
   std::uint64_t verify_differences = 0;
   std::string verify_first;               // the first difference, for a person
@@ -107,6 +112,7 @@ class Attachment {
  public:
   virtual ~Attachment() = default;   // gives everything back; thaws
   virtual std::string tracker_name() const = 0;
+  virtual std::string copier_name() const { return {}; }
 
   // One copy round beside the running program; the first copies everything present.
   // kNoSpace is no failure: stats say what is pending, the next round goes on.
@@ -190,6 +196,9 @@ class Backend {
   // features off, so that fallbacks are tested everywhere.
   virtual std::vector<pb::Feature> probe() = 0;
   virtual std::vector<std::string> trackers() = 0;
+  // What the spec asks of captures, as far as it can be judged without the program.
+  // Fails: kInvalid (an unknown tracker or copier), kUnsupported (known, but not on this node).
+  virtual Result<void> check_spec(const pb::WorkloadSpec&) { return {}; }
   virtual Result<Inspection> inspect(const AttachTarget& target) = 0;
   virtual Result<std::unique_ptr<Attachment>> attach(const AttachTarget& target) = 0;
   virtual Result<std::unique_ptr<Build>> build(const pb::Manifest& manifest,

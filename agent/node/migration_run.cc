@@ -312,7 +312,7 @@ Result<void> MigrationRun::checkpoint_when_due() {
     std::lock_guard lock(w_.mutex_);
     const auto now = w_.env_.clock->monotonic_now();
     if (!w_.due(now) || !w_.room()) return {};
-    w_.next_due_ = now + w_.interval_;
+    w_.next_due_ = w_.pacing_.next(now);
     w_.capturing_ = true;
   }
   auto done = w_.checkpoint();

@@ -1,4 +1,5 @@
-// PauseStats: percentiles over the last kWindow pauses. One writer, guarded by its owner.
+// PauseStats: percentiles over the last kWindow pauses; PhaseStats: the same of each phase of a
+// freeze. One writer, guarded by its owner.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "proto/warden.pb.h"
 #include "proto/workload.pb.h"
 
 namespace baton::node {
@@ -34,6 +36,34 @@ class PauseStats {
  private:
   std::array<std::uint64_t, kWindow> ring_{};
   std::size_t count_ = 0;
+};
+
+struct PhaseStats {
+  PauseStats stop, scan, copy, state, resume;
+  std::uint64_t rounds = 0, pages_concurrent = 0, pages_frozen = 0;
+
+  void add(const pb::CaptureResponse& capture, std::uint64_t pages) {
+    stop.add(capture.phases().stop_us());
+    scan.add(capture.phases().scan_us());
+    copy.add(capture.phases().copy_us());
+    state.add(capture.phases().state_us());
+    resume.add(capture.phases().resume_us());
+    rounds += capture.rounds();
+    pages_frozen += capture.pages_frozen();
+    pages_concurrent += pages - std::min(pages, capture.pages_frozen());
+  }
+  pb::CapturePhases summary() const {
+    pb::CapturePhases out;
+    *out.mutable_stop() = stop.summary();
+    *out.mutable_scan() = scan.summary();
+    *out.mutable_copy() = copy.summary();
+    *out.mutable_state() = state.summary();
+    *out.mutable_resume() = resume.summary();
+    out.set_rounds(rounds);
+    out.set_pages_concurrent(pages_concurrent);
+    out.set_pages_frozen(pages_frozen);
+    return out;
+  }
 };
 
 }  // namespace baton::node

@@ -13,7 +13,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
-constexpr std::uint64_t kConcurrentRoundPages = 1024;  // more than this last time: a round beside the program first
+constexpr std::uint64_t kSentRoundPages = 16384;  // more than this last time: first a round whose pages are sent meanwhile
 constexpr std::uint64_t kWantedChunkPages = 8192;      // captured again per round: 32 MiB
 constexpr int kMaxFullCopyRounds = 4096;
 constexpr auto kMaxCaptureBackoff = 5s;
@@ -21,6 +21,8 @@ constexpr auto kBufferWait = 10ms;
 constexpr auto kOutputGap = 1ms;
 constexpr double kOutputPauseShare = 0.2;
 constexpr auto kForcedGap = 20ms;  // between checkpoints while somebody waits for one
+
+std::atomic<std::uint64_t> started_so_far{0};
 
 }  // namespace
 
@@ -30,14 +32,15 @@ Workload::Workload(const NodeEnv& env, Options options, storage::WorkloadIdentit
       spec_(std::move(options.spec)),
       identity_(std::move(identity)),
       hasher_(std::move(hasher)),
-      interval_(checkpoint_interval(spec_)),
       image_(hasher_),
       wanted_standbys_(std::move(options.standbys)),
       standbys_changed_(true),
       process_(std::move(options.process)),
       incarnation_(options.incarnation),
       next_seq_(std::max<std::uint64_t>(options.next_seq, 1)),
-      protected_since_(env.clock->boot_now()) {
+      protected_since_(env.clock->boot_now()),
+      pacing_(checkpoint_interval(spec_), spec_.max_slowdown(), std::chrono::microseconds(spec_.max_lag_us()),
+              started_so_far++) {
   last_captured_ = last_committed_ = next_seq_ - 1;
 }
 
@@ -155,7 +158,7 @@ bool Workload::wanting() const {
 }
 
 bool Workload::due(std::chrono::nanoseconds now) const {
-  return now >= next_due_ || (waiters_ > 0 && now + interval_ >= next_due_ + kForcedGap);
+  return now >= next_due_ || (waiters_ > 0 && now >= last_capture_ + kForcedGap);
 }
 
 void Workload::loop() {
@@ -202,7 +205,8 @@ void Workload::loop() {
     const auto after = env_.clock->monotonic_now();
     if (done) {
       capture_failures_ = 0;
-      next_due_ = std::max(now + interval_, after);
+      last_capture_ = now;
+      next_due_ = std::max(pacing_.next(now), after);
       hurry(after);
     } else if (!stopping_) {
       lock.unlock();
@@ -334,6 +338,7 @@ void Workload::committed(const pb::PeerAddress& peer, bool standby, const Snapsh
                         (migration_ && migration_->request.target().node() == peer.node());
     if (!counts || snapshot->seq <= last_committed_) return;
     first = !last_committed_snapshot_;
+    pacing_.committed(env_.clock->boot_now() - snapshot->freeze_boot);
     last_committed_ = snapshot->seq;
     last_committed_snapshot_ = snapshot;
     last_pause_ = std::chrono::microseconds(snapshot->pause_us);
@@ -478,11 +483,13 @@ Result<void> Workload::checkpoint() {
   }
   if (full) BATON_TRY(full_copy());
   std::uint64_t in_round = 0;
-  if (!full && last_written_ > kConcurrentRoundPages) {
+  if (!full && last_written_ > kSentRoundPages) {
     BATON_ASSIGN(in_round, copy_round({}, nullptr));
   }
-  BATON_ASSIGN(auto snapshot, take_snapshot(false, {}, 0, nullptr));
+  pb::CaptureResponse info;
+  BATON_ASSIGN(auto snapshot, take_snapshot(false, {}, 0, nullptr, &info));
   last_written_ += in_round;
+  if (!full) count_capture(info);
   BATON_TRY(fault_point("agent.checkpoint.captured"));
   for (const auto& link : links()) link.replicator->offer(snapshot);
   std::lock_guard lock(mutex_);
@@ -490,8 +497,17 @@ Result<void> Workload::checkpoint() {
   return {};
 }
 
+void Workload::count_capture(const pb::CaptureResponse& info) {
+  std::lock_guard lock(mutex_);
+  strategy_ = info.strategy();
+  strategy_why_ = info.why();
+  phases_.add(info, info.pages_written());
+  pacing_.captured(std::chrono::microseconds(info.pause_us()), info.pages_written(), info.rounds());
+}
+
 Result<SnapshotPtr> Workload::take_snapshot(bool keep_frozen, const std::vector<PageRef>& again,
-                                            std::uint64_t max_pending, Replicator* must_take) {
+                                            std::uint64_t max_pending, Replicator* must_take,
+                                            pb::CaptureResponse* info) {
   pb::CaptureRequest request;
   request.set_workload(name());
   request.set_keep_frozen(keep_frozen);
@@ -544,6 +560,7 @@ Result<SnapshotPtr> Workload::take_snapshot(bool keep_frozen, const std::vector<
     capture_problem_ = "verify: " + std::to_string(capture.info.verify_differences()) +
                        " pages differ; first: " + capture.info.verify_first();
   }
+  if (info) *info = std::move(capture.info);
   return SnapshotPtr(std::move(snapshot));
 }
 
@@ -606,6 +623,9 @@ pb::WorkloadStatus Workload::status() const {
         std::chrono::duration_cast<std::chrono::microseconds>(env_.clock->boot_now() - since).count()));
   }
   *s.mutable_pause() = pauses_.summary();
+  *s.mutable_phases() = phases_.summary();
+  s.set_strategy(strategy_);
+  s.set_strategy_why(strategy_why_);
   s.set_pages_written(pages_written_);
   ReplicatorStats sum = gone_;
   std::string problem = capture_problem_;
@@ -637,13 +657,16 @@ pb::WorkloadStatus Workload::status() const {
   s.set_pages_sent(sum.pages_sent);
   s.set_bytes_sent(sum.bytes_sent);
   s.set_tracker(process_.tracker());
+  s.set_copier(process_.copier());
   s.set_exit_status(exit_status_);
   if (last_committed_snapshot_) {
     std::uint64_t pages = 0;
     for (const auto& [id, table] : last_committed_snapshot_->tables) pages += table.count();
     s.set_memory_bytes(pages * dedup::kPageBytes);
   }
-  s.set_interval_us(static_cast<std::uint64_t>(interval_.count()));
+  s.set_interval_us(static_cast<std::uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(pacing_.interval()).count()));
+  s.set_pacing_why(pacing_.why());
   return s;
 }
 

@@ -23,6 +23,7 @@
 
 #include "agent/node/migration.h"
 #include "agent/node/node_env.h"
+#include "agent/node/pacing.h"
 #include "agent/node/pause_stats.h"
 #include "agent/node/replicator.h"
 #include "agent/node/snapshot.h"
@@ -97,8 +98,10 @@ class Workload {
   Result<void> full_copy();
   Result<std::uint64_t> copy_round(const std::vector<PageRef>& again, Replicator* must_take,
                                    std::uint64_t* pending = nullptr);
+  void count_capture(const pb::CaptureResponse& info);
   Result<SnapshotPtr> take_snapshot(bool keep_frozen, const std::vector<PageRef>& again,
-                                    std::uint64_t max_pending, Replicator* must_take);
+                                    std::uint64_t max_pending, Replicator* must_take,
+                                    pb::CaptureResponse* info = nullptr);
   Result<void> same_epoch();
   void add_file_digests(pb::Manifest& manifest);
   void deliver(const BatchPtr& batch, Replicator* must_take);
@@ -118,7 +121,6 @@ class Workload {
   const pb::WorkloadSpec spec_;
   const storage::WorkloadIdentity identity_;
   const std::shared_ptr<const dedup::PageHasher> hasher_;
-  const std::chrono::microseconds interval_;
 
   // Only the loop's thread:
   MemoryImage image_;
@@ -145,10 +147,13 @@ class Workload {
   bool need_full_ = true;
   bool new_program_ = true;         // what the image holds is of an earlier one
   std::string capture_problem_;
-  std::chrono::nanoseconds next_due_{};
+  Pacing pacing_;
+  std::chrono::nanoseconds next_due_{}, last_capture_{};
   bool output_waits_ = false;
   std::chrono::nanoseconds last_begun_{}, last_pause_{};
   PauseStats pauses_;
+  PhaseStats phases_;
+  std::string strategy_, strategy_why_;
   std::uint64_t pages_written_ = 0;
   ReplicatorStats gone_;            // of links that are no more
   int exit_status_ = 0;

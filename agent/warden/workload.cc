@@ -66,7 +66,10 @@ void Workload::publish() {
     now.set_spec(record_.spec().SerializeAsString());
     now.set_wait_status(record_.wait_status());
     now.set_shadow_seq(build_ && applying_seq_ == 0 ? shadow_seq_ : 0);
-    if (attachment_) now.set_tracker(attachment_->tracker_name());
+    if (attachment_) {
+      now.set_tracker(attachment_->tracker_name());
+      now.set_copier(attachment_->copier_name());
+    }
     place.root = static_cast<pid_t>(record_.root_pid());
     place.keeper = static_cast<pid_t>(record_.keeper_pid());
     place.cgroup = record_.cgroup();
@@ -211,7 +214,8 @@ Result<pb::WorkloadProcess> Workload::run(const pb::WorkloadSpec& spec) {
     return make_error(Code::kInvalid, "run", name_ + ": no command was given");
   }
   if (!around_.launch) return make_error(Code::kUnsupported, "run", "this warden starts no programs");
-  BATON_TRY(find_backend(around_.default_backend, spec.tracker()));
+  BATON_ASSIGN(backend::Backend * backend, find_backend(around_.default_backend, spec.tracker()));
+  BATON_TRY(backend->check_spec(spec));
   BATON_TRY(begin(spec, "launching", around_.default_backend));
   record_.mutable_spec()->set_origin(pb::ORIGIN_RUN);
   auto done = [&]() -> Result<void> {
@@ -258,6 +262,7 @@ Result<pb::WorkloadProcess> Workload::protect(const pb::WorkloadSpec& spec) {
     }
   }
   BATON_ASSIGN(backend::Backend * backend, find_backend(around_.default_backend, spec.tracker()));
+  BATON_TRY(backend->check_spec(spec));
   backend::AttachTarget target;
   target.root = pid;
   target.spec = spec;

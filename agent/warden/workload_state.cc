@@ -16,6 +16,14 @@ std::uint64_t us(std::chrono::nanoseconds time) {
   return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(time).count());
 }
 
+// How long copy rounds before a freeze may take: they are to leave the program most of the
+// interval between two checkpoints.
+constexpr auto kApproachMax = std::chrono::milliseconds(20);
+std::chrono::microseconds approach_time(const pb::WorkloadSpec& spec) {
+  if (spec.interval_us() == 0) return kApproachMax;
+  return std::min<std::chrono::microseconds>(std::chrono::microseconds(spec.interval_us() * 3 / 5), kApproachMax);
+}
+
 std::vector<backend::PageRange> ranges_of(const google::protobuf::RepeatedPtrField<pb::PageRange>& in) {
   std::vector<backend::PageRange> out;
   out.reserve(static_cast<std::size_t>(in.size()));
@@ -69,6 +77,7 @@ Result<void> Workload::capture(const pb::CaptureRequest& request, pb::CaptureRes
   options.keep_frozen = request.keep_frozen();
   options.verify = request.verify();
   options.again = again;
+  options.approach = approach_time(record_.spec());
   options.max_pending_pages = request.max_pending_pages();
   auto limit = around_.freeze_limit * (options.verify ? kVerifyFactor : 1);
   auto captured = [&]() -> Result<backend::CaptureStats> {
@@ -111,6 +120,10 @@ Result<void> Workload::capture(const pb::CaptureRequest& request, pb::CaptureRes
   response.set_verify_differences(captured->verify_differences);
   response.set_verify_pages(captured->verify_pages);
   response.set_verify_first(captured->verify_first);
+  response.set_rounds(captured->rounds);
+  response.set_pages_frozen(captured->pages_frozen);
+  response.set_strategy(captured->strategy);
+  response.set_why(captured->why);
   return {};
 }
 

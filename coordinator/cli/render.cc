@@ -139,6 +139,21 @@ std::string verdicts_table(const google::protobuf::RepeatedPtrField<pb::Verdict>
   return table.text();
 }
 
+static Json percentiles(const pb::PauseStats& stats) {
+  return {{"p50", stats.p50_us()}, {"p99", stats.p99_us()}, {"max", stats.max_us()}};
+}
+
+static Json phases_json(const pb::CapturePhases& phases) {
+  return {{"stop", percentiles(phases.stop())},
+          {"scan", percentiles(phases.scan())},
+          {"copy", percentiles(phases.copy())},
+          {"state", percentiles(phases.state())},
+          {"resume", percentiles(phases.resume())},
+          {"rounds", phases.rounds()},
+          {"pages_concurrent", phases.pages_concurrent()},
+          {"pages_frozen", phases.pages_frozen()}};
+}
+
 Json workload_json(const pb::WorkloadInfo& info) {
   const auto& spec = info.spec();
   const auto& status = info.status();
@@ -166,11 +181,16 @@ Json workload_json(const pb::WorkloadInfo& info) {
                {{"p50", status.pause().p50_us()},
                 {"p99", status.pause().p99_us()},
                 {"max", status.pause().max_us()}}},
+              {"phases_us", phases_json(status.phases())},
+              {"strategy", status.strategy()},
+              {"strategy_why", status.strategy_why()},
+              {"pacing_why", status.pacing_why()},
               {"problem", status.problem()},
               {"stale", info.status_is_stale()},
               {"origin", spec.origin() == pb::ORIGIN_PROTECT ? "protect" : "run"},
               {"command", list_of(spec.argv())},
               {"tracker", status.tracker()},
+              {"copier", status.copier()},
               {"memory_bytes", status.memory_bytes()},
               {"pages_written", status.pages_written()},
               {"pages_known", status.pages_known()},
@@ -242,6 +262,9 @@ std::string workload_text(const pb::WorkloadInfo& info, bool why) {
                          format_bytes(status.bytes_sent()) + ")");
   line(out, "memory", format_bytes(status.memory_bytes()));
   line(out, "tracker", status.tracker());
+  line(out, "copier", status.copier());
+  if (!status.strategy().empty()) line(out, "capture", status.strategy() + ": " + status.strategy_why());
+  line(out, "pacing", status.pacing_why());
   if (status.state() == "exited") line(out, "wait status", std::to_string(status.exit_status()));
   line(out, "command", join(strings(spec.argv()), " "));
   if (why) {

@@ -19,6 +19,9 @@ using std::chrono::steady_clock;
 
 bool same_memory(pid_t a, pid_t b) { return ::syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0; }
 
+constexpr auto kJudgeWatchAfter = std::chrono::seconds(1);
+constexpr auto kWatchAgainAfter = std::chrono::seconds(60);
+
 bool is_gone(const Error& e) { return e.code == Code::kTraceeGone; }
 
 }  // namespace
@@ -34,6 +37,9 @@ LinuxAttachment::~LinuxAttachment() {
 
 Result<std::unique_ptr<LinuxAttachment>> LinuxAttachment::attach(const backend::AttachTarget& target) {
   std::unique_ptr<LinuxAttachment> a(new LinuxAttachment(target));
+  BATON_ASSIGN(CopierChoice choice, parse_copier(target.spec.copier()));
+  BATON_ASSIGN(a->copier_, make_copier(choice));
+  a->granularity_ = choice.options.granularity;
   Result<void> outcome = {};
   a->tracer_.run([&] {
     outcome = [&]() -> Result<void> {
@@ -50,6 +56,7 @@ Result<std::unique_ptr<LinuxAttachment>> LinuxAttachment::attach(const backend::
     }();
   });
   if (!outcome) return std::move(outcome).error();
+  a->begin_watch();
   if (a->processes_.empty()) {
     if (read_task_status(target.root)) {
       return make_error(Code::kTimedOut, "attach",
@@ -85,7 +92,7 @@ Result<void> LinuxAttachment::take_up_one(pid_t pid, Tracee& thread) {
   }
   if (!p.space) {
     BATON_ASSIGN(auto space, AddressSpace::attach(pid, next_object_, thread, target_.tracker,
-                                                  target_.spec.verify()));
+                                                  target_.spec.verify(), copier_, granularity_));
     ++next_object_;
     p.space = std::move(space);
   }
@@ -169,23 +176,27 @@ void LinuxAttachment::drop_split_spaces() {
 
 Result<void> LinuxAttachment::collect_private(backend::PageSink& sink, Freeze* frozen,
                                               backend::RoundStats& stats) {
-  std::vector<pid_t> pids;
-  if (frozen != nullptr) {
-    for (auto& p : frozen->processes()) pids.push_back(p.pid);
-    std::sort(pids.begin(), pids.end());
-  } else {
-    BATON_ASSIGN(pids, members_.list());
+  // Nobody can have come, gone or begun another program: what is known is all there is.
+  const bool same = frozen != nullptr ? frozen->roster_held() : stillness(false).mappings;
+  if (!same) {
+    std::vector<pid_t> pids;
+    if (frozen != nullptr) {
+      for (auto& p : frozen->processes()) pids.push_back(p.pid);
+      std::sort(pids.begin(), pids.end());
+    } else {
+      BATON_ASSIGN(pids, members_.list());
+    }
+    drop_ended(pids);
+    drop_split_spaces();
+    BATON_TRY(take_up(pids, frozen));
   }
-  drop_ended(pids);
-  drop_split_spaces();
-  BATON_TRY(take_up(pids, frozen));
   std::vector<AddressSpace*> done;
   for (int pass = 0; pass < 2; ++pass) {
     std::vector<pid_t> renewed;
     for (auto& [pid, p] : processes_) {
       AddressSpace* space = p.space.get();
       if (std::find(done.begin(), done.end(), space) != done.end()) continue;
-      auto found = space->collect(sink);
+      auto found = space->collect(sink, stillness(frozen != nullptr));
       if (found) {
         stats.pages_written += *found;
         done.push_back(space);
@@ -215,6 +226,28 @@ Result<void> LinuxAttachment::copy_private(backend::PageSink& sink, backend::Rou
     stats.pages_copied += *copied;
   }
   return {};
+}
+
+// In the freeze: few pages go through memory of our own, and to the sink after the thaw.
+Result<void> LinuxAttachment::stage_private(backend::PageSink& sink, backend::RoundStats& stats) {
+  std::set<AddressSpace*> done;
+  for (auto& [pid, p] : processes_) {
+    if (!done.insert(p.space.get()).second) continue;
+    auto staged = p.space->stage();
+    if (!staged && !is_gone(staged.error())) return std::move(staged).error();
+    if (staged && *staged) continue;
+    auto copied = p.space->copy(sink);
+    if (!copied) {
+      if (is_gone(copied.error())) continue;
+      return std::move(copied).error();
+    }
+    stats.pages_copied += *copied;
+  }
+  return {};
+}
+
+void LinuxAttachment::emit_staged(backend::PageSink& sink, backend::RoundStats& stats) {
+  for (auto& [pid, p] : processes_) stats.pages_copied += p.space->emit_staged(sink);
 }
 
 Result<SharedObject*> LinuxAttachment::shared_object(Fd fd, pb::MemoryObjectKind kind,
@@ -296,6 +329,52 @@ std::uint64_t LinuxAttachment::pages_pending() const {
     if (object->seen) pending += object->pages_pending();
   }
   return pending;
+}
+
+// --- what is proved unchanged ------------------------------------------------
+
+Stillness LinuxAttachment::stillness(bool stopped) const {
+  Stillness still{.stopped = stopped};
+  if (!watch_ || !proven_) return still;
+  auto now = watch_->read();
+  const auto& then = proven_->counts;
+  still.mappings = now.other == then.other && now.mapping == then.mapping;
+  still.transfers = now.other == then.other && now.transfer == then.transfer;
+  return still;
+}
+
+void LinuxAttachment::begin_watch() {
+  proven_.reset();
+  watch_.reset();
+  if (target_.cgroup.empty() || forced_off("syscall-watch")) return;
+  watch_from_ = steady_clock::now();
+  calls_then_ = 0;
+  auto watch = SyscallWatch::begin(target_.cgroup);
+  if (watch) {
+    watch_ = std::move(*watch);
+  } else {
+    spdlog::info("{}: every freeze reads everything: {}", target_.spec.name(), watch.error().message());
+    watch_again_ = steady_clock::time_point::max();
+  }
+}
+
+// A program that makes very many calls pays more for being watched than the freezes save.
+void LinuxAttachment::judge_watch() {
+  auto now = steady_clock::now();
+  if (!watch_) {
+    if (now > watch_again_) begin_watch();
+    return;
+  }
+  if (now - watch_from_ < kJudgeWatchAfter) return;
+  std::uint64_t calls = watch_->read().all();
+  double rate = static_cast<double>(calls - calls_then_) / std::chrono::duration<double>(now - watch_from_).count();
+  calls_then_ = calls;
+  watch_from_ = now;
+  if (rate <= static_cast<double>(SyscallWatch::kMaxCallsPerSecond)) return;
+  spdlog::info("{}: makes {:.0f} system calls per second: they are not watched for a while", target_.spec.name(), rate);
+  watch_.reset();
+  proven_.reset();
+  watch_again_ = now + kWatchAgainAfter;
 }
 
 // --- rounds ------------------------------------------------------------------

@@ -6,14 +6,17 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <vector>
 
 #include "agent/backend/backend.h"
+#include "agent/backend/linux/approach.h"
 #include "agent/backend/linux/memory/address_space.h"
 #include "agent/backend/linux/memory/shared_object.h"
 #include "agent/backend/linux/remote/freeze.h"
 #include "agent/backend/linux/remote/ptrace_thread.h"
+#include "agent/backend/linux/remote/syscall_watch.h"
 #include "agent/backend/linux/state/state.h"
 
 namespace baton::linux_backend {
@@ -25,6 +28,7 @@ class LinuxAttachment final : public backend::Attachment {
   ~LinuxAttachment() override;
 
   std::string tracker_name() const override;
+  std::string copier_name() const override { return copier_ ? std::string(copier_->name()) : std::string(); }
   Result<backend::RoundStats> round(backend::PageSink& sink,
                                     std::span<const backend::PageRange> again) override;
   Result<backend::CaptureStats> capture(const backend::CaptureOptions& options, backend::PageSink& sink,
@@ -50,6 +54,8 @@ class LinuxAttachment final : public backend::Attachment {
   void drop_split_spaces();
   Result<void> collect_private(backend::PageSink& sink, Freeze* frozen, backend::RoundStats& stats);
   Result<void> copy_private(backend::PageSink& sink, backend::RoundStats& stats);
+  Result<void> stage_private(backend::PageSink& sink, backend::RoundStats& stats);
+  void emit_staged(backend::PageSink& sink, backend::RoundStats& stats);
   Result<void> copy_shared(backend::PageSink& sink, backend::RoundStats& stats);
   Result<SharedObject*> shared_object(Fd fd, pb::MemoryObjectKind kind, const std::string& name);
   Result<SharedObject*> shared_mapping(const MemoryMap& map, const Vma& v);
@@ -60,8 +66,17 @@ class LinuxAttachment final : public backend::Attachment {
   Result<backend::RoundStats> do_round(backend::PageSink& sink, std::span<const backend::PageRange> again);
   Result<backend::CaptureStats> do_capture(const backend::CaptureOptions& options,
                                            backend::PageSink& sink, pb::Manifest& manifest);
+  // Copy rounds beside the program, as many as pay.
+  Result<void> approach_freeze(const backend::CaptureOptions& options, backend::PageSink& sink,
+                               backend::CaptureStats& stats);
+  Stillness stillness(bool stopped) const;
+  void begin_watch();
+  void judge_watch();
+  std::unique_ptr<Freeze> freeze_now(Result<void>& outcome);
   Result<void> capture_frozen(Freeze& freeze, const backend::CaptureOptions& options,
                               backend::PageSink& sink, backend::CaptureStats& stats, Captured& out);
+  Result<void> read_objects(backend::PageSink& sink, backend::CaptureStats& stats, Captured& out);
+  Result<void> describe_tree(Freeze& freeze, StoppedTree& tree, Captured& out);
   Result<void> order_tree(StoppedTree& tree);
   Result<void> let_connections_settle(std::unique_ptr<Freeze>& freeze);
   Result<void> hold_network();
@@ -75,6 +90,18 @@ class LinuxAttachment final : public backend::Attachment {
   std::map<FileKey, std::unique_ptr<SharedObject>> shared_;
   std::map<FileKey, SharedObject*> by_maps_key_;   // device and inode as maps writes them
   state::StateContext state_;
+  std::unique_ptr<SyscallWatch> watch_;            // null: not possible here, or given up for a while
+  // At the end of the last whole freeze; what was read there is proved to hold by equal counts.
+  struct Proven {
+    SyscallWatch::Counts counts;
+    Roster roster;
+  };
+  std::optional<Proven> proven_;
+  std::chrono::steady_clock::time_point watch_from_{}, watch_again_{};
+  std::uint64_t calls_then_ = 0;
+  Approach approach_;
+  std::shared_ptr<Copier> copier_;
+  std::uint32_t granularity_ = 1;
   std::uint64_t next_object_ = 1;
   std::unique_ptr<Freeze> kept_;                   // after keep_frozen
   bool network_held_ = false;                      // what arrives is held: with kept_, until it ends

@@ -27,6 +27,7 @@ struct LinuxAttachment::Captured {
     std::shared_ptr<AddressSpace> space;
     pid_t shares_with = 0;           // ns_pid
     std::uint64_t brk = 0;
+    Tracee* thread = nullptr;        // one of its threads, as long as the freeze lasts; null: shared
   };
   std::vector<Memory> memories;      // in the tree's order
   std::vector<std::pair<std::uint32_t, std::uint64_t>> descriptor_objects;  // open file, object
@@ -60,6 +61,38 @@ Result<void> LinuxAttachment::order_tree(StoppedTree& tree) {
   return {};
 }
 
+Result<void> LinuxAttachment::approach_freeze(const backend::CaptureOptions& options, backend::PageSink& sink,
+                                              backend::CaptureStats& stats) {
+  auto start = steady_clock::now();
+  // Trackers that compare would read everything in each round, and again in the freeze.
+  bool exact = std::all_of(processes_.begin(), processes_.end(),
+                           [](const auto& e) { return e.second.space->tracker().is_exact(); });
+  approach_.begin(exact ? options.approach : std::chrono::microseconds{0});
+  while (approach_.another(steady_clock::now() - start)) {
+    backend::RoundStats round;
+    BATON_TRY(collect_private(sink, nullptr, round));
+    BATON_TRY(copy_private(sink, round));
+    stats.pages.pages_written += round.pages_written;
+    stats.pages.pages_copied += round.pages_copied;
+    approach_.round_found(round.pages_written);
+    if (pages_pending() != 0) break;   // the sink is full: no room for a freeze either
+  }
+  stats.rounds = approach_.rounds();
+  return {};
+}
+
+// Null: see `outcome`.
+std::unique_ptr<Freeze> LinuxAttachment::freeze_now(Result<void>& outcome) {
+  auto unchanged = [&] { return watch_ && watch_->read().other == proven_->counts.other; };
+  const Roster* known = proven_ && watch_ && unchanged() ? &proven_->roster : nullptr;
+  auto freeze = Freeze::take(members_, known, unchanged);
+  if (!freeze) {
+    outcome = std::move(freeze).error();
+    return nullptr;
+  }
+  return std::move(*freeze);
+}
+
 Result<backend::CaptureStats> LinuxAttachment::do_capture(const backend::CaptureOptions& options,
                                                           backend::PageSink& sink,
                                                           pb::Manifest& manifest) {
@@ -68,26 +101,49 @@ Result<backend::CaptureStats> LinuxAttachment::do_capture(const backend::Capture
   Captured captured;
   copy_again(options.again);
   BATON_TRY(fault_point("capture.begin"));
-  BATON_ASSIGN(auto freeze, Freeze::take(members_));
+  BATON_TRY(approach_freeze(options, sink, stats));
+  Result<void> outcome = {};
+  auto freeze = freeze_now(outcome);
+  if (!freeze) return std::move(outcome).error();
   if (options.keep_frozen) BATON_TRY(let_connections_settle(freeze));
   stats.stop = freeze->all_stopped() - freeze->first_stop();
-  auto outcome = capture_frozen(*freeze, options, sink, stats, captured);
+  outcome = capture_frozen(*freeze, options, sink, stats, captured);
+  if (!outcome) proven_.reset();
   if (!outcome || !options.keep_frozen) release_network();
   auto before_resume = steady_clock::now();
   auto first_stop = freeze->first_stop();
   if (outcome && options.keep_frozen) {
-    stats.pause = before_resume - first_stop;
-    kept_ = std::move(freeze);
-  } else {
+    emit_staged(sink, stats.pages);
+    stats.pages.pages_pending = pages_pending();
+    if (stats.pages.pages_pending == 0) {
+      stats.pause = steady_clock::now() - first_stop;
+      kept_ = std::move(freeze);
+    }
+  }
+  if (!kept_) {
+    release_network();
     auto released = freeze->release();
     auto now = steady_clock::now();
     stats.resume = now - before_resume;
     stats.pause = now - first_stop;
     if (!outcome) return std::move(outcome).error();
     BATON_TRY(released);
+    emit_staged(sink, stats.pages);
+    stats.pages.pages_pending = pages_pending();
   }
+  if (stats.pages.pages_pending != 0) {
+    proven_.reset();
+    return make_error(Code::kNoSpace, "capture",
+                      std::to_string(stats.pages.pages_pending) + " pages found no room in the buffer");
+  }
+  approach_.freeze_found(stats.pages_frozen);
+  stats.strategy = approach_.strategy();
+  stats.why = approach_.why();
   drop_unseen_objects();
+  state::write_state(state_, captured.state);
+  captured.clocks = state::captured_clocks(state_);
   write_manifest(captured, manifest);
+  judge_watch();
   manifest.set_pause_us(static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::microseconds>(stats.pause).count()));
   return stats;
@@ -118,35 +174,8 @@ void LinuxAttachment::release_network() {
   if (std::exchange(network_held_, false)) target_.network->release();
 }
 
-Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::CaptureOptions& options,
-                                             backend::PageSink& sink, backend::CaptureStats& stats,
-                                             Captured& out) {
-  auto start = steady_clock::now();
-  BATON_TRY(fault_point("capture.frozen"));
-  BATON_TRY(collect_private(sink, &freeze, stats.pages));
-  auto collected = steady_clock::now();
-  stats.scan = stats.pages.scan = collected - start;
-  if (options.max_pending_pages != 0 && pages_pending() > options.max_pending_pages) {
-    return make_error(Code::kNoSpace, "capture",
-                      std::to_string(pages_pending()) + " pages are left to copy, more than " +
-                          std::to_string(options.max_pending_pages));
-  }
-  BATON_TRY(copy_private(sink, stats.pages));
-  BATON_TRY(copy_shared(sink, stats.pages));
-  BATON_TRY(fault_point("capture.copied"));
-  auto copied = steady_clock::now();
-  VerifyReport report;
-  if (options.verify && pages_pending() == 0) {
-    // Here, because reading the rest of the state runs injected calls, after which the kernel
-    // writes the thread's processor number into its rseq area (rseq(2)), as it does at every resume.
-    std::set<const AddressSpace*> verified;
-    for (auto& [pid, p] : processes_) {
-      if (verified.insert(p.space.get()).second) BATON_TRY(p.space->verify(report));
-    }
-    copied = steady_clock::now();
-  }
-
-  StoppedTree tree;
+// The tree's order, and whose memory is whose.
+Result<void> LinuxAttachment::describe_tree(Freeze& freeze, StoppedTree& tree, Captured& out) {
   tree.processes = freeze.processes();
   tree.keeper = target_.keeper;
   tree.root = target_.root;
@@ -173,22 +202,15 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
       owner_pids.push_back(p.pid);
       auto thread = std::find_if(p.threads.begin(), p.threads.end(),
                                  [](const StoppedThread& t) { return t.tracee != nullptr; });
-      BATON_ASSIGN(memory.brk, it->second.space->program_break(*thread->tracee));
+      memory.thread = thread->tracee;
     }
     out.memories.push_back(std::move(memory));
   }
-  tree.connections = target_.spec.tcp() == pb::TCP_ESTABLISHED && (options.keep_frozen || target_.spec.output_commit());
-  if (tree.connections) BATON_TRY(hold_network());
-  BATON_TRY(state::capture_state(tree, state_, out.state));
-  if (tree.connections && !network_held_ && !target_.spec.addresses().empty()) {
-    for (const auto& file : out.state.open_files()) {
-      if (file.socket().kind() != pb::SOCKET_TCP) continue;
-      return make_error(Code::kUnsupported, "capture", "TCP connections: this node cannot hold what arrives meanwhile",
-                        "The warden's log says what its kernel lacks; --tcp close goes without.");
-    }
-  }
-  if (network_held_) stats.output_epoch = target_.network->mark_output();
-  BATON_TRY(fault_point("capture.state_read"));
+  return {};
+}
+
+// Content that only descriptors refer to.
+Result<void> LinuxAttachment::read_objects(backend::PageSink& sink, backend::CaptureStats& stats, Captured& out) {
   for (const auto& d : state::descriptor_objects(state_)) {
     BATON_ASSIGN(Fd fd, open_file("/proc/" + std::to_string(d.pid) + "/fd/" + std::to_string(d.fd), O_RDONLY));
     BATON_ASSIGN(SharedObject * object,
@@ -201,12 +223,75 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
     stats.pages.pages_copied += pages;
     stats.pages.pages_written += pages;
   }
-  BATON_ASSIGN(out.clocks, state::read_clocks(tree.processes.front().pid));
-  stats.pages.pages_pending = pages_pending();
-  if (stats.pages.pages_pending != 0) {
+  return {};
+}
+
+Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::CaptureOptions& options,
+                                             backend::PageSink& sink, backend::CaptureStats& stats,
+                                             Captured& out) {
+  auto start = steady_clock::now();
+  BATON_TRY(fault_point("capture.frozen"));
+  std::uint64_t before = stats.pages.pages_written;
+  BATON_TRY(collect_private(sink, &freeze, stats.pages));
+  auto collected = steady_clock::now();
+  stats.scan = stats.pages.scan = collected - start;
+  if (options.max_pending_pages != 0 && pages_pending() > options.max_pending_pages) {
     return make_error(Code::kNoSpace, "capture",
-                      std::to_string(stats.pages.pages_pending) + " pages found no room in the buffer");
+                      std::to_string(pages_pending()) + " pages are left to copy, more than " +
+                          std::to_string(options.max_pending_pages));
   }
+  BATON_TRY(options.verify ? copy_private(sink, stats.pages) : stage_private(sink, stats.pages));
+  BATON_TRY(copy_shared(sink, stats.pages));
+  BATON_TRY(fault_point("capture.copied"));
+  auto copied = steady_clock::now();
+  VerifyReport report;
+  if (options.verify && pages_pending() == 0) {
+    // Here, because reading the rest of the state runs injected calls, after which the kernel
+    // writes the thread's processor number into its rseq area (rseq(2)), as it does at every resume.
+    std::set<const AddressSpace*> verified;
+    for (auto& [pid, p] : processes_) {
+      if (verified.insert(p.space.get()).second) BATON_TRY(p.space->verify(report));
+    }
+    copied = steady_clock::now();
+  }
+  Stillness still = stillness(true);
+  state::Unchanged unchanged;
+  unchanged.calls = freeze.roster_held();
+  unchanged.transfers = still.transfers;
+  StoppedTree tree;
+  BATON_TRY(describe_tree(freeze, tree, out));
+  tree.connections = target_.spec.tcp() == pb::TCP_ESTABLISHED && (options.keep_frozen || target_.spec.output_commit());
+  if (tree.connections) BATON_TRY(hold_network());
+  BATON_TRY(state::capture_state(tree, state_, unchanged));
+  if (tree.connections && !network_held_ && !target_.spec.addresses().empty()) {
+    pb::LinuxState read;
+    state::write_state(state_, read);
+    for (const auto& file : read.open_files()) {
+      if (file.socket().kind() != pb::SOCKET_TCP) continue;
+      return make_error(Code::kUnsupported, "capture", "TCP connections: this node cannot hold what arrives meanwhile",
+                        "The warden's log says what its kernel lacks; --tcp close goes without.");
+    }
+  }
+  if (network_held_) stats.output_epoch = target_.network->mark_output();
+  BATON_TRY(fault_point("capture.state_read"));
+  // By an injected call: after everything that wants the threads as they stopped.
+  for (auto& m : out.memories) {
+    if (m.thread == nullptr) continue;
+    BATON_ASSIGN(m.brk, m.space->program_break(*m.thread, still.mappings));
+  }
+  BATON_TRY(read_objects(sink, stats, out));
+  if (watch_) {
+    // Our own calls are counted too: the last of them are made here, not at the thaw.
+    for (auto& p : freeze.processes()) {
+      for (auto& t : p.threads) {
+        if (t.tracee != nullptr) BATON_TRY(t.tracee->release_scratch());
+      }
+    }
+    SyscallWatch::Counts counts = watch_->read();
+    if (proven_ && freeze.roster_held()) proven_->counts = counts;
+    else proven_ = Proven{counts, freeze.roster()};
+  }
+  stats.pages_frozen = stats.pages.pages_written - before;
   auto read = steady_clock::now();
   stats.copy = stats.pages.copy = copied - collected;
   stats.state = read - copied;

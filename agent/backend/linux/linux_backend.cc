@@ -142,6 +142,7 @@ std::vector<pb::Feature> LinuxBackend::probe() {
                     }});
   probes.push_back({"suspend-seccomp", probe_suspend_seccomp});
   probes.push_back({"rseq-configuration", probe_rseq_configuration});
+  probes.push_back({"syscall-watch", probe_syscall_watch});
   std::vector<pb::Feature> features;
   for (const Probe& p : probes) {
     pb::Feature f;
@@ -164,6 +165,12 @@ std::vector<std::string> LinuxBackend::trackers() {
     if (!forced_off(t.name) && t.probe()) names.push_back(t.name);
   }
   return names;
+}
+
+Result<void> LinuxBackend::check_spec(const pb::WorkloadSpec& spec) {
+  BATON_ASSIGN(CopierChoice choice, parse_copier(spec.copier()));
+  BATON_TRY(make_copier(choice));
+  return {};
 }
 
 Result<backend::Inspection> LinuxBackend::inspect(const backend::AttachTarget& target) {

@@ -14,6 +14,7 @@ class LinuxBackend final : public backend::Backend {
   std::string_view name() const override { return "linux"; }
   std::vector<pb::Feature> probe() override;
   std::vector<std::string> trackers() override;   // those that work here, best first
+  Result<void> check_spec(const pb::WorkloadSpec& spec) override;
   Result<backend::Inspection> inspect(const backend::AttachTarget& target) override;
   Result<std::unique_ptr<backend::Attachment>> attach(const backend::AttachTarget& target) override;
   Result<std::unique_ptr<backend::Build>> build(const pb::Manifest& manifest,

@@ -145,8 +145,8 @@ class Watched {
     EXPECT_TRUE(attached) << attached.error().message();
     if (attached) space = std::move(*attached);
   }
-  void round(ModelSink& sink) {
-    auto found = space->collect(sink);
+  void round(ModelSink& sink, bool stopped = false) {
+    auto found = space->collect(sink, {.stopped = stopped});
     ASSERT_TRUE(found) << found.error().message();
     auto copied = space->copy(sink);
     ASSERT_TRUE(copied) << copied.error().message();
@@ -158,7 +158,7 @@ class Watched {
     ASSERT_TRUE(tracee->stop());
     for (int tries = 0; tries < 100000; ++tries) {
       sink.begin(1u << 30);
-      round(sink);
+      round(sink, true);
       if (space->pages_pending() == 0) break;
     }
     VerifyReport report;
@@ -266,7 +266,7 @@ TEST_P(EveryTracker, Nothing_Written_NothingCopied) {
   EXPECT_LE(sink.emitted - before, 2u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Trackers, EveryTracker, testing::Values("wp-async", "scan"),
+INSTANTIATE_TEST_SUITE_P(Trackers, EveryTracker, testing::Values("wp-async", "soft-dirty", "scan"),
                          [](const auto& param) {
                            std::string name = param.param;
                            std::replace(name.begin(), name.end(), '-', '_');
@@ -276,12 +276,12 @@ INSTANTIATE_TEST_SUITE_P(Trackers, EveryTracker, testing::Values("wp-async", "sc
 TEST(Trackers, Names_AreExactlyThese) {
   std::vector<std::string> names;
   for (const auto& t : tracker_types()) names.push_back(t.name);
-  EXPECT_EQ(names, (std::vector<std::string>{"wp-async", "scan"}));
+  EXPECT_EQ(names, (std::vector<std::string>{"wp-async", "soft-dirty", "scan"}));
 }
 
-TEST(Trackers, Auto_WpAsyncForcedOff_FallsBackToScan) {
+TEST(Trackers, Auto_OthersForcedOff_FallsBackToScan) {
   Churner churner(2);
-  ::setenv("BATON_FORCE_OFF", "wp-async", 1);
+  ::setenv("BATON_FORCE_OFF", "wp-async,soft-dirty", 1);
   Watched watched(churner.pid(), "auto");
   ::unsetenv("BATON_FORCE_OFF");
   ASSERT_TRUE(watched.space);

@@ -2,11 +2,9 @@
 
 #include <fcntl.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -17,7 +15,8 @@
 namespace baton::linux_backend {
 namespace {
 constexpr std::size_t kPage = backend::kPageBytes;
-constexpr std::size_t kBatchPages = 256;       // 1 MiB, one process_vm_readv
+constexpr std::size_t kBatchPages = Copier::kMaxPages;
+constexpr std::size_t kStagePages = 256;
 
 std::string page_text(std::uint64_t page) {
   char text[32];
@@ -32,11 +31,14 @@ bool all_zero(std::span<const std::byte> bytes) {
 
 Result<std::unique_ptr<AddressSpace>> AddressSpace::attach(pid_t pid, std::uint64_t object,
                                                            Tracee& thread, const std::string& tracker,
-                                                           bool keep_digests) {
+                                                           bool keep_digests, std::shared_ptr<Copier> copier,
+                                                           std::uint32_t granularity) {
   std::unique_ptr<AddressSpace> space(new AddressSpace);
   space->pid_ = pid;
   space->object_ = object;
   space->keep_digests_ = keep_digests;
+  space->copier_ = std::move(copier);
+  space->granularity_ = granularity;
   BATON_ASSIGN(space->map_, MemoryMap::open(pid));
   if (!space->map_.problem().empty()) {
     return make_error(Code::kUnsupported, "capture memory",
@@ -44,6 +46,9 @@ Result<std::unique_ptr<AddressSpace>> AddressSpace::attach(pid_t pid, std::uint6
   }
   BATON_ASSIGN(space->pagemap_, Pagemap::open(pid));
   BATON_ASSIGN(space->mem_, open_file("/proc/" + std::to_string(pid) + "/mem", O_RDONLY));
+  BATON_ASSIGN(space->statm_, open_file("/proc/" + std::to_string(pid) + "/statm", O_RDONLY));
+  space->stage_.resize(kStagePages * kPage, std::byte{1});   // touched, too
+  space->staged_.reserve(kStagePages);
   bool automatic = tracker.empty() || tracker == "auto";
   Error last = make_error(Code::kInvalid, "track writes", "no tracker is called " + tracker,
                           "The node's list of trackers has their names.");
@@ -108,25 +113,53 @@ void AddressSpace::forget_unmapped(backend::PageSink& sink) {
   for (PageRun run : stale) pending_.remove(run);
 }
 
-Result<std::uint64_t> AddressSpace::collect(backend::PageSink& sink) {
-  BATON_ASSIGN(bool changed, map_.refresh());
+// The first number of /proc/PID/statm; 0: unknown. It grows with the stack, which no call does.
+std::uint64_t AddressSpace::read_total_pages() const {
+  char text[128];
+  ssize_t n = ::pread(statm_.get(), text, sizeof text - 1, 0);
+  if (n <= 0) return 0;
+  text[n] = 0;
+  return std::strtoull(text, nullptr, 10);
+}
+
+Result<std::uint64_t> AddressSpace::collect(backend::PageSink& sink, const Stillness& still) {
+  bool changed = false;
+  // Before the mappings are read: what grows meanwhile is found the next time.
+  std::uint64_t total = read_total_pages();
+  if (!still.mappings || total == 0 || total != total_pages_) {
+    BATON_ASSIGN(changed, map_.refresh());
+    total_pages_ = total;
+  }
   if (!map_.problem().empty()) {
     return make_error(Code::kUnsupported, "capture memory",
                       "process " + std::to_string(pid_) + ", " + map_.problem());
   }
   if (changed) forget_unmapped(sink);
   collected_.clear();
-  auto outcome = tracker_->collect(map_, known_, collected_);
+  auto outcome = tracker_->collect(map_, known_, still, collected_);
   // What was found before a failure is protected again already: it must not be lost.
   std::uint64_t found = 0;
   for (PageRun run : collected_.written) {
-    pending_.add(run);
     found += run.count;
+    pending_.add(run);
+    if (granularity_ > 1) add_group(run);
   }
   if (!outcome) return std::move(outcome).error();
   if (!key_problem_.empty()) return make_error(Code::kUnsupported, "capture memory", key_problem_);
   for (PageRun run : collected_.gone) forget(run, sink);
   return found;
+}
+
+// The known pages around a written run: to the edges of its groups.
+void AddressSpace::add_group(PageRun run) {
+  std::uint64_t first = run.first / granularity_ * granularity_;
+  std::uint64_t end = (run.end() + granularity_ - 1) / granularity_ * granularity_;
+  group_.clear();
+  known_.for_each_run(first, end, [&](PageRun r) {
+    group_.push_back(r);
+    return true;
+  });
+  for (PageRun r : group_) pending_.add(r);
 }
 
 void AddressSpace::copy_again(PageRun run) {
@@ -148,6 +181,46 @@ Result<std::uint64_t> AddressSpace::copy(backend::PageSink& sink) {
   return tracker_->is_exact() ? copy_exact(sink) : copy_compared(sink);
 }
 
+Result<bool> AddressSpace::stage() {
+  staged_.clear();
+  if (!tracker_->is_exact() || keep_digests_ || pending_.size() > kStagePages) return false;
+  std::uint64_t pages = 0;
+  pending_.for_each_run([&](PageRun run) {
+    staged_.push_back(run);
+    pages += run.count;
+    return true;
+  });
+  if (pages == 0) return true;
+  BATON_ASSIGN(std::uint64_t got, read_pages(staged_, std::span(stage_).first(pages * kPage)));
+  if (got == pages) return true;
+  staged_.clear();
+  return false;
+}
+
+std::uint64_t AddressSpace::emit_staged(backend::PageSink& sink) {
+  std::uint64_t at = 0, total = 0;
+  for (PageRun run : staged_) {
+    while (run.count > 0) {
+      auto room = sink.reserve(run.count * kPage);
+      if (room.empty()) {
+        staged_.clear();
+        return total;
+      }
+      PageRun part{run.first, room.size() / kPage};
+      auto bytes = std::span(stage_).subspan(at * kPage, room.size());
+      std::memcpy(room.data(), bytes.data(), bytes.size());
+      sink.emit(object_, part.first, static_cast<std::uint32_t>(part.count));
+      taken(part, bytes);
+      at += part.count;
+      total += part.count;
+      run.first += part.count;
+      run.count -= part.count;
+    }
+  }
+  staged_.clear();
+  return total;
+}
+
 void AddressSpace::taken(PageRun run, std::span<const std::byte> bytes) {
   known_.add(run);
   pending_.remove(run);
@@ -158,23 +231,7 @@ void AddressSpace::taken(PageRun run, std::span<const std::byte> bytes) {
 }
 
 Result<std::uint64_t> AddressSpace::read_pages(std::span<const PageRun> runs, std::span<std::byte> to) {
-  std::array<iovec, kBatchPages> remote;
-  CHECK(runs.size() <= remote.size());
-  std::uint64_t wanted = 0;
-  for (std::size_t i = 0; i < runs.size(); ++i) {
-    remote[i] = {reinterpret_cast<void*>(runs[i].first * kPage), runs[i].count * kPage};
-    wanted += runs[i].count;
-  }
-  iovec local{to.data(), wanted * kPage};
-  ssize_t n = ::process_vm_readv(pid_, &local, 1, remote.data(), runs.size(), 0);
-  if (n < 0) {
-    if (errno == EFAULT || errno == EIO) return 0;
-    if (errno == ESRCH) {
-      return make_error(Code::kTraceeGone, "copy memory", "process " + std::to_string(pid_) + ": it has ended");
-    }
-    return errno_error("copy memory of", "process " + std::to_string(pid_));
-  }
-  return static_cast<std::uint64_t>(n) / kPage;
+  return copier_ ? copier_->copy(pid_, runs, to) : read_remote(pid_, runs, to);
 }
 
 Result<bool> AddressSpace::read_stubborn(std::uint64_t page, std::span<std::byte> to) {
@@ -365,14 +422,9 @@ Result<void> AddressSpace::verify(VerifyReport& report) {
   return {};
 }
 
-Result<std::uint64_t> AddressSpace::program_break(Tracee& thread) {
-  std::uint64_t heap_end = 0;
-  for (const Vma& v : map_.vmas()) {
-    if (map_.path(v) == "[heap]") heap_end = v.end;
-  }
-  if (have_brk_ && heap_end == heap_end_) return brk_;
+Result<std::uint64_t> AddressSpace::program_break(Tracee& thread, bool same) {
+  if (have_brk_ && same) return brk_;
   BATON_ASSIGN(brk_, thread.checked("brk in", SYS_brk, {0}));
-  heap_end_ = heap_end;
   have_brk_ = true;
   return brk_;
 }

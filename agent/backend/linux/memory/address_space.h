@@ -16,6 +16,7 @@
 
 #include "agent/backend/backend.h"
 #include "agent/backend/linux/memory/content.h"
+#include "agent/backend/linux/memory/copier.h"
 #include "agent/backend/linux/memory/memory_map.h"
 #include "agent/backend/linux/memory/pagemap.h"
 #include "agent/backend/linux/memory/tracker.h"
@@ -27,8 +28,12 @@ class AddressSpace {
  public:
   // `thread` is a stopped thread of `pid`. `tracker`: empty: the best that works here; a named
   // one that does not work is an error. Fails: kUnsupported, kTraceeGone, kInvalid (no such tracker).
+  // `copier` is shared by the address spaces of a workload (null: one plain read at a time); pages
+  // are copied in aligned groups of `granularity`.
   static Result<std::unique_ptr<AddressSpace>> attach(pid_t pid, std::uint64_t object, Tracee& thread,
-                                                      const std::string& tracker, bool keep_digests);
+                                                      const std::string& tracker, bool keep_digests,
+                                                      std::shared_ptr<Copier> copier = nullptr,
+                                                      std::uint32_t granularity = 1);
 
   std::uint64_t object() const { return object_; }
   pid_t pid() const { return pid_; }
@@ -38,20 +43,27 @@ class AddressSpace {
   std::uint64_t pages_pending() const { return pending_.size(); }
   std::uint64_t pages_known() const { return known_.size(); }
 
-  // Reads the mappings, asks the tracker, tells `sink` what is gone. Answers pages found written.
+  // Reads the mappings (unless `still` says that they are the same), asks the tracker, tells
+  // `sink` what is gone. Answers pages found written.
   // Fails: kTraceeGone (the processes execute another program, or have ended), kUnsupported
   // (a mapping that cannot be captured has appeared).
-  Result<std::uint64_t> collect(backend::PageSink& sink);
+  Result<std::uint64_t> collect(backend::PageSink& sink, const Stillness& still = {});
   // These are to be copied too, if they are there.
   void copy_again(PageRun run);
   // Copies pending pages while the sink has room. Answers pages taken.
   // Fails: kTraceeGone, kUnsupported (a guard region).
   Result<std::uint64_t> copy(backend::PageSink& sink);
+  // The same, stopped, for few pages: into memory of our own that is there already, so that no
+  // lock and no page fault stands in the way; emit_staged hands them to a sink afterwards. False:
+  // there are too many, or one cannot be read so: copy them.
+  Result<bool> stage();
+  // Answers pages taken; those without room stay pending.
+  std::uint64_t emit_staged(backend::PageSink& sink);
   // Only while stopped, after collect and copy with nothing left pending.
   Result<void> verify(VerifyReport& report);
 
-  // Exact while stopped: cached while the heap's end does not move.
-  Result<std::uint64_t> program_break(Tracee& thread);
+  // While stopped. `same`: no call has changed mappings since the last time.
+  Result<std::uint64_t> program_break(Tracee& thread, bool same);
   // Fixed values of the layout (memory_map.h), read once.
   Result<pb::MmLayout> layout();
 
@@ -64,6 +76,7 @@ class AddressSpace {
 
  private:
   AddressSpace() = default;
+  std::uint64_t read_total_pages() const;
   void forget_unmapped(backend::PageSink& sink);
   Result<std::uint64_t> copy_exact(backend::PageSink& sink);
   Result<std::uint64_t> copy_compared(backend::PageSink& sink);
@@ -71,6 +84,7 @@ class AddressSpace {
   Result<std::uint64_t> read_pages(std::span<const PageRun> runs, std::span<std::byte> to);
   // Reads one page that process_vm_readv refuses: true if it could be read.
   Result<bool> read_stubborn(std::uint64_t page, std::span<std::byte> to);
+  void add_group(PageRun run);
   void taken(PageRun run, std::span<const std::byte> bytes);
   void forget(PageRun run, backend::PageSink& sink);
 
@@ -78,14 +92,19 @@ class AddressSpace {
   std::uint64_t object_ = 0;
   MemoryMap map_;
   std::unique_ptr<Tracker> tracker_;
+  std::shared_ptr<Copier> copier_;
+  std::uint32_t granularity_ = 1;
   Pagemap pagemap_;
-  Fd mem_;
+  Fd mem_, statm_;
+  std::uint64_t total_pages_ = 0;      // of all mappings, when map_ was read
   PageSet known_, pending_;
   Collected collected_;
   bool keep_digests_ = false;
   ContentMap digests_;
   std::vector<std::byte> buffer_;
-  std::uint64_t heap_end_ = 0, brk_ = 0;
+  std::vector<std::byte> stage_;
+  std::vector<PageRun> staged_, group_;
+  std::uint64_t brk_ = 0;
   bool have_brk_ = false;
   std::unique_ptr<pb::MmLayout> layout_;
   std::map<std::uint64_t, VmFlags> flags_;

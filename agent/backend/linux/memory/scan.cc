@@ -14,7 +14,7 @@ class Scan final : public Tracker {
   std::string_view name() const override { return "scan"; }
   bool is_exact() const override { return false; }
 
-  Result<void> collect(const MemoryMap& map, const PageSet& known, Collected& out) override {
+  Result<void> collect(const MemoryMap& map, const PageSet& known, const Stillness&, Collected& out) override {
     for (const Vma& v : map.vmas()) {
       if (!v.is_private()) continue;
       bool file = v.kind == pb::MAPPING_FILE_PRIVATE;

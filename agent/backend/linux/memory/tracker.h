@@ -19,6 +19,14 @@ struct Collected {
   void clear() { written.clear(); gone.clear(); }
 };
 
+// What is known of the program's threads while a tracker collects.
+struct Stillness {
+  bool stopped = false;    // they all stand still
+  // And since the last collect none has made a call that changes the memory map or gives pages
+  // back to the kernel; nor a transfer, by which a program may write through /proc/PID/mem.
+  bool mappings = false, transfers = false;
+};
+
 class Tracker {
  public:
   virtual ~Tracker() = default;   // tracking ends; nothing is left in the program
@@ -29,7 +37,8 @@ class Tracker {
   // new in `map`, gives every page present. May run beside the program, or with it stopped;
   // then the answer is complete. Fails: kTraceeGone; nothing is lost then that the next call
   // or another tracker's first call would not find.
-  virtual Result<void> collect(const MemoryMap& map, const PageSet& known, Collected& out) = 0;
+  virtual Result<void> collect(const MemoryMap& map, const PageSet& known, const Stillness& still,
+                               Collected& out) = 0;
 };
 
 struct TrackerType {

@@ -17,6 +17,7 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -81,9 +82,12 @@ class WpAsync final : public Tracker {
   std::string_view name() const override { return "wp-async"; }
   bool is_exact() const override { return true; }
 
-  Result<void> collect(const MemoryMap& map, const PageSet& known, Collected& out) override {
+  Result<void> collect(const MemoryMap& map, const PageSet& known, const Stillness& still,
+                       Collected& out) override {
     for (const Vma& v : map.vmas()) {
       if (!v.is_private()) continue;
+      // What could not be written then cannot have been written since.
+      if (still.mappings && still.transfers && (v.prot & PROT_WRITE) == 0) continue;
       bool file = v.kind == pb::MAPPING_FILE_PRIVATE;
       std::size_t at = out.written.size();
       BATON_ASSIGN(Pagemap::Outcome outcome,
@@ -92,8 +96,8 @@ class WpAsync final : public Tracker {
         BATON_TRY(take_up(v, known, out));
       } else if (file) {
         BATON_TRY(keep_own_pages(at, out));
-        BATON_TRY(find_given_back(v, known, out));
-      } else {
+        if (!still.mappings) BATON_TRY(find_given_back(v, known, out));
+      } else if (!still.mappings) {
         BATON_TRY(find_holes(v, known, out));
       }
     }

@@ -80,15 +80,19 @@ StoppedProcess& Freeze::process(pid_t pid) {
 Result<void> Freeze::stop_new_threads(pid_t pid, std::vector<Tracee*>& asked) {
   auto tids = list_threads(pid);
   if (!tids) return {};  // it has ended
+  return stop_threads(pid, *tids, asked);
+}
+
+Result<void> Freeze::stop_threads(pid_t pid, const std::vector<pid_t>& tids, std::vector<Tracee*>& asked) {
   StoppedProcess& p = process(pid);
-  for (pid_t tid : *tids) {
+  for (pid_t tid : tids) {
     bool have = std::any_of(p.threads.begin(), p.threads.end(),
                             [&](const StoppedThread& t) { return t.tid == tid; });
     if (have) continue;
     auto tracee = Tracee::seize(tid);
     if (!tracee) {
       if (tracee.error().code != Code::kTraceeGone) return std::move(tracee).error();
-      if (tid == pid && state_of(tid) == 'Z' && tids->size() > 1) p.threads.push_back({tid, nullptr});
+      if (tid == pid && state_of(tid) == 'Z' && tids.size() > 1) p.threads.push_back({tid, nullptr});
       continue;
     }
     if (first_stop_ == Time{}) first_stop_ = steady_clock::now();
@@ -102,6 +106,41 @@ Result<void> Freeze::stop_new_threads(pid_t pid, std::vector<Tracee*>& asked) {
   return {};
 }
 
+Result<bool> Freeze::await_all(const std::vector<Tracee*>& asked, Time give_up) {
+  for (Tracee* tracee : asked) {
+    for (;;) {
+      auto stopped = tracee->await_stop(kStuckAfter);
+      if (stopped) break;
+      if (stopped.error().code == Code::kTraceeGone) {
+        for (auto& p : processes_) {
+          std::erase_if(p.threads, [&](const StoppedThread& t) { return t.tracee == tracee; });
+        }
+        break;
+      }
+      if (stopped.error().code != Code::kTimedOut) return std::move(stopped).error();
+      if (steady_clock::now() > give_up) return std::move(stopped).error();
+      if (state_of(tracee->tid()) == 'D') return false;
+    }
+  }
+  return true;
+}
+
+Result<bool> Freeze::attempt_known(const Roster& known, const std::function<bool()>& unchanged, Time give_up) {
+  std::vector<Tracee*> asked;
+  std::size_t threads = 0;
+  for (const auto& p : known.processes) {
+    threads += p.tids.size();
+    BATON_TRY(stop_threads(p.pid, p.tids, asked));
+  }
+  if (!asked.empty()) BATON_TRY(fault_point("freeze.asked"));
+  BATON_ASSIGN(bool stopped, await_all(asked, give_up));
+  if (!stopped) return false;
+  std::size_t held = 0;
+  for (const auto& p : processes_) held += p.threads.size();
+  roster_held_ = held == threads && held == tracees_.size() && unchanged();
+  return true;
+}
+
 Result<bool> Freeze::attempt(const Members& members, Time give_up) {
   for (;;) {
     BATON_ASSIGN(auto pids, members.list());
@@ -109,52 +148,64 @@ Result<bool> Freeze::attempt(const Members& members, Time give_up) {
     for (pid_t pid : pids) BATON_TRY(stop_new_threads(pid, asked));
     if (asked.empty()) break;
     BATON_TRY(fault_point("freeze.asked"));
-    for (Tracee* tracee : asked) {
-      for (;;) {
-        auto stopped = tracee->await_stop(kStuckAfter);
-        if (stopped) break;
-        if (stopped.error().code == Code::kTraceeGone) {
-          for (auto& p : processes_) {
-            std::erase_if(p.threads, [&](const StoppedThread& t) { return t.tracee == tracee; });
-          }
-          break;
-        }
-        if (stopped.error().code != Code::kTimedOut) return std::move(stopped).error();
-        if (steady_clock::now() > give_up) return std::move(stopped).error();
-        if (state_of(tracee->tid()) == 'D') return false;
-      }
-    }
+    BATON_ASSIGN(bool stopped, await_all(asked, give_up));
+    if (!stopped) return false;
   }
+  return true;
+}
+
+// Without those that have ended meanwhile, in their order.
+Result<void> Freeze::settle() {
   std::erase_if(processes_, [](const StoppedProcess& p) {
     return std::none_of(p.threads.begin(), p.threads.end(),
                         [](const StoppedThread& t) { return t.tracee != nullptr; });
   });
   if (processes_.empty()) return make_error(Code::kTraceeGone, "freeze", "the workload has ended");
   all_stopped_ = steady_clock::now();
-  return true;
+  for (auto& p : processes_) {
+    std::sort(p.threads.begin(), p.threads.end(), [&](const StoppedThread& a, const StoppedThread& b) {
+      if ((a.tid == p.pid) != (b.tid == p.pid)) return a.tid == p.pid;
+      return a.tid < b.tid;
+    });
+  }
+  return {};
 }
 
-Result<std::unique_ptr<Freeze>> Freeze::take(const Members& members) {
+Roster Freeze::roster() const {
+  Roster roster;
+  for (const auto& p : processes_) {
+    Roster::Process process{p.pid, {}};
+    for (const auto& t : p.threads) process.tids.push_back(t.tid);
+    roster.processes.push_back(std::move(process));
+  }
+  return roster;
+}
+
+Result<std::unique_ptr<Freeze>> Freeze::take(const Members& members, const Roster* known,
+                                             const std::function<bool()>& unchanged) {
   Time give_up = steady_clock::now() + kFreezeTimeout;
   long pause_ns = 1'000'000;
   for (;;) {
     std::unique_ptr<Freeze> freeze(new Freeze);
-    auto done = freeze->attempt(members, give_up);
+    auto done = [&]() -> Result<bool> {
+      if (known != nullptr) {
+        BATON_ASSIGN(bool stopped, freeze->attempt_known(*known, unchanged, give_up));
+        if (!stopped) return false;
+      }
+      if (!freeze->roster_held_) {
+        BATON_ASSIGN(bool stopped, freeze->attempt(members, give_up));
+        if (!stopped) return false;
+      }
+      BATON_TRY(freeze->settle());
+      return true;
+    }();
     // Asked before and not stopped since: a wait as uninterruptible as one that is seen now.
     const bool stuck = !done && done.error().code == Code::kTimedOut && steady_clock::now() <= give_up;
     if (!done && !stuck) {
       (void)freeze->release();
       return std::move(done).error();
     }
-    if (!stuck && *done) {
-      for (auto& p : freeze->processes_) {
-        std::sort(p.threads.begin(), p.threads.end(), [&](const StoppedThread& a, const StoppedThread& b) {
-          if ((a.tid == p.pid) != (b.tid == p.pid)) return a.tid == p.pid;
-          return a.tid < b.tid;
-        });
-      }
-      return freeze;
-    }
+    if (!stuck && *done) return freeze;
     (void)freeze->release();
     if (steady_clock::now() > give_up) {
       return make_error(Code::kTimedOut, "freeze",

@@ -9,6 +9,7 @@
 
 #include <chrono>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,16 +28,31 @@ struct Members {
   Result<std::vector<pid_t>> list() const;
 };
 
+// Every process with all its threads, as a freeze has found them.
+struct Roster {
+  struct Process {
+    pid_t pid = 0;
+    std::vector<pid_t> tids;
+  };
+  std::vector<Process> processes;
+};
+
 class Freeze {
  public:
+  // `known`: who was there at the last freeze; `unchanged`, asked once they have all stopped,
+  // tells that nobody can have come or gone since: then nothing is listed anew, and
+  // roster_held() is true.
   // Fails: kTraceeGone (nothing is left), kTimedOut, kConflict (traced by somebody else),
   // kUnsupported (32-bit).
-  static Result<std::unique_ptr<Freeze>> take(const Members& members);
+  static Result<std::unique_ptr<Freeze>> take(const Members& members, const Roster* known = nullptr,
+                                              const std::function<bool()>& unchanged = {});
   ~Freeze() { (void)release(); }
   Freeze(const Freeze&) = delete;
   Freeze& operator=(const Freeze&) = delete;
 
   std::vector<StoppedProcess>& processes() { return processes_; }
+  bool roster_held() const { return roster_held_; }
+  Roster roster() const;
   // Gives everything back. The first failure, if any; the rest is given back all the same.
   Result<void> release();
   // SIGKILL to every process, still frozen, and waits for their end.
@@ -49,11 +65,16 @@ class Freeze {
  private:
   Freeze() = default;
   Result<bool> attempt(const Members& members, Time give_up);   // false: try again
+  Result<void> settle();
   Result<void> stop_new_threads(pid_t pid, std::vector<Tracee*>& asked);
+  Result<void> stop_threads(pid_t pid, const std::vector<pid_t>& tids, std::vector<Tracee*>& asked);
+  Result<bool> await_all(const std::vector<Tracee*>& asked, Time give_up);   // false: one is stuck
+  Result<bool> attempt_known(const Roster& known, const std::function<bool()>& unchanged, Time give_up);
   StoppedProcess& process(pid_t pid);
 
   std::deque<Tracee> tracees_;
   std::vector<StoppedProcess> processes_;
+  bool roster_held_ = false;
   Time first_stop_{}, all_stopped_{};
 };
 

@@ -7,6 +7,6 @@ else()
 endif()
 baton_room(linux_remote SOURCES
   remote/tracee.cc remote/tracee_wait.cc remote/tracee_inject.cc remote/proc.cc
-  remote/freeze.cc remote/ptrace_thread.cc
+  remote/freeze.cc remote/ptrace_thread.cc remote/syscall_watch.cc
   ${baton_linux_arch_sources}
   DEPS base proto Threads::Threads)

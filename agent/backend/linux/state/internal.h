@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -39,6 +40,13 @@ struct StateContext::Impl {
   std::string vdso_digest;
   std::vector<pb::XsaveComponent> xsave_layout;
   RepairGuard guard;
+  // The last capture in parts. A field is in one of them only.
+  pb::LinuxState lasting, descriptors, momentary;
+  bool lasting_valid = false, descriptors_valid = false;   // read whole, and may be taken again
+  std::map<pid_t, pid_t> tids;                   // ours -> inside, of the threads in `lasting`
+  std::chrono::steady_clock::time_point read_at{};         // when `lasting` was
+  pb::ClockState clocks;
+  ClockOffsets offsets;                          // of the root's time namespace
 };
 
 // A process as the descriptor reader sees it.
@@ -135,7 +143,9 @@ Result<void> read_seccomp(pid_t tid, int mode, pb::LinuxState& state, pb::Thread
 Result<void> check_dispatch(pid_t tid);   // kUnsupported: syscall user dispatch
 
 // threads.cc, process.cc -----------------------------------------------------------
-// Everything of a process that needs its threads stopped.
+// What changes from one moment to the next: registers, masks, queues. By ptrace(2) alone.
+Result<void> read_threads_now(StoppedProcess& process, StateContext::Impl& context, pb::ProcessState& out);
+// What a thread keeps until it calls for something else; injects calls. After read_threads_now.
 Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, pb::LinuxState& state, pb::ProcessState& out);
 // What /proc tells: tree, credentials, limits, folders.
 struct Places { std::map<pid_t, pid_t> inside; };   // our pid -> inside

@@ -55,9 +55,8 @@ VdsoRange own_vdso() {
 
 // Offsets of the time namespace of `pid`'s children (its own, for a program of ours), relative
 // to the initial one. Without time namespaces: none.
-struct Offsets { std::int64_t monotonic = 0, boottime = 0; };
-Offsets read_offsets(const std::string& pid) {
-  Offsets o;
+ClockOffsets read_offsets(const std::string& pid) {
+  ClockOffsets o;
   auto text = read_proc("/proc/" + pid + "/timens_offsets");
   if (!text) return o;
   std::istringstream lines(*text);
@@ -181,11 +180,15 @@ Result<void> check_machine(const pb::MachineState& machine) {
   return {};
 }
 
-Result<pb::ClockState> read_clocks(pid_t pid) {
-  Offsets own = read_offsets("self"), theirs = read_offsets(std::to_string(pid));
+Result<ClockOffsets> read_clock_offsets(pid_t pid) {
+  ClockOffsets own = read_offsets("self"), theirs = read_offsets(std::to_string(pid));
+  return ClockOffsets{theirs.monotonic - own.monotonic, theirs.boottime - own.boottime};
+}
+
+pb::ClockState read_clocks(const ClockOffsets& offsets) {
   pb::ClockState clocks;
-  clocks.set_monotonic_ns(static_cast<std::uint64_t>(read_clock(CLOCK_MONOTONIC).count() - own.monotonic + theirs.monotonic));
-  clocks.set_boottime_ns(static_cast<std::uint64_t>(read_clock(CLOCK_BOOTTIME).count() - own.boottime + theirs.boottime));
+  clocks.set_monotonic_ns(static_cast<std::uint64_t>(read_clock(CLOCK_MONOTONIC).count() + offsets.monotonic));
+  clocks.set_boottime_ns(static_cast<std::uint64_t>(read_clock(CLOCK_BOOTTIME).count() + offsets.boottime));
   clocks.set_realtime_ns(static_cast<std::uint64_t>(read_clock(CLOCK_REALTIME).count()));
   return clocks;
 }

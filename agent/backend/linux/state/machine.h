@@ -26,7 +26,13 @@ const std::vector<pb::XsaveComponent>& xsave_layout();
 std::size_t xsave_bytes();
 // SHA-256 over the vdso's pages.
 const std::string& vdso_digest();
-// The clocks as `pid` sees them in its time namespace.
-Result<pb::ClockState> read_clocks(pid_t pid);
+// How the clocks of a process's time namespace differ from ours, in ns. Fixed for a process that
+// calls neither setns(2) nor execve(2).
+struct ClockOffsets {
+  std::int64_t monotonic = 0, boottime = 0;
+};
+Result<ClockOffsets> read_clock_offsets(pid_t pid);
+// The clocks as such a process sees them.
+pb::ClockState read_clocks(const ClockOffsets& offsets);
 
 }  // namespace baton::linux_backend::state

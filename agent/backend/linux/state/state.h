@@ -34,15 +34,28 @@ class StateContext {
   std::unique_ptr<Impl> impl_;
 };
 
-// Fills everything of `out` that the memory room does not: for each process of the tree the
-// entry with its pid (ns_pid) is found or added. Memory objects that a descriptor refers to
-// (memfd, deleted file) are only referred to, by DescriptorObject (below).
+// What is proved to be as it was at the context's last capture_state.
+struct Unchanged {
+  bool calls = false;       // no thread has made a call that leaves more behind than memory and transfers
+  bool transfers = false;   // and none that moves data or positions of files
+};
+
+// Reads everything that the memory room does not. Kept in the context, in three parts: what every
+// freeze reads (registers, signal queues, clocks), descriptors, and the rest; the second and the
+// third are read again unless `unchanged` says that they need not be (and at times all the same,
+// for what others may do to the program: prlimit(2), renice). Memory objects that a descriptor
+// refers to (memfd, deleted file) are only referred to, by DescriptorObject (below).
 // Fails: kUnsupported (names pid and resource), kTraceeGone, kFailed.
-Result<void> capture_state(StoppedTree& tree, StateContext& context, pb::LinuxState& out);
+Result<void> capture_state(StoppedTree& tree, StateContext& context, const Unchanged& unchanged);
+// What the last capture_state has read, put together; after the thaw. For each process the entry
+// with its pid (ns_pid) is found or added.
+void write_state(StateContext& context, pb::LinuxState& out);
+// The clocks as the last capture_state has read them.
+const pb::ClockState& captured_clocks(StateContext& context);
 
 // A file descriptor whose content must travel as a memory object: a memfd, or an open file
 // that has no name any more. The memory room copies it and gives it the id.
-// After capture_state, `open_file` in LinuxState.open_files has object == 0; the caller sets it
+// After write_state, `open_file` in LinuxState.open_files has object == 0; the caller sets it
 // with the id of the memory object that has this device and inode.
 struct DescriptorObject {
   std::uint64_t device = 0;    // st_dev, st_ino

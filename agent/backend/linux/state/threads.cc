@@ -121,7 +121,7 @@ Result<void> read_sleep(Tracee& tracee, const user_regs_struct& regs, int call, 
   return {};
 }
 
-Result<void> read_outside(StoppedThread& thread, StateContext::Impl& context, pb::Thread& out, StatusFacts& facts) {
+Result<void> read_now(StoppedThread& thread, StateContext::Impl& context, pb::Thread& out) {
   Tracee& tracee = *thread.tracee;
   BATON_ASSIGN(auto registers, tracee.general_registers());
   out.set_registers(registers.data(), registers.size());
@@ -148,9 +148,10 @@ Result<void> read_outside(StoppedThread& thread, StateContext::Impl& context, pb
   } else {
     context.restart_calls.erase(thread.tid);
   }
+  return keep_time(tracee, context, context.workload_shift_ns, out);
+}
 
-  BATON_TRY(keep_time(tracee, context, context.workload_shift_ns, out));
-
+Result<void> read_outside(StoppedThread& thread, pb::Thread& out, StatusFacts& facts) {
   std::uint64_t head = 0;
   std::size_t bytes = 0;
   if (::syscall(SYS_get_robust_list, thread.tid, &head, &bytes) == 0 && head != 0) {
@@ -288,6 +289,28 @@ Result<void> read_inside(StoppedProcess& process, StoppedThread& thread, bool le
 
 }  // namespace
 
+Result<void> read_threads_now(StoppedProcess& process, StateContext::Impl& context, pb::ProcessState& out) {
+  bool first = true;
+  for (auto& thread : process.threads) {
+    if (thread.tracee == nullptr) {
+      return make_error(Code::kUnsupported, "capture", "process " + std::to_string(process.pid) + ": its first thread has ended while others run on");
+    }
+    auto known = context.tids.find(thread.tid);
+    if (known == context.tids.end()) {
+      known = context.tids.emplace(thread.tid, first ? out.pid() : tid_inside(thread.tid)).first;
+    }
+    auto& state = *out.add_threads();
+    state.set_tid(known->second);
+    BATON_TRY(read_now(thread, context, state));
+    if (first) {
+      BATON_TRY(read_queue(thread.tid, true, out.mutable_pending_signals()));
+      out.set_stopped(thread.tracee->group_stopped());
+    }
+    first = false;
+  }
+  return {};
+}
+
 Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, pb::LinuxState& machine, pb::ProcessState& out) {
   std::vector<PosixLine> timers = read_posix_timers(process.pid, process.ns_pid);
   if (timers.size() > kMaxPosixTimers) {
@@ -299,14 +322,10 @@ Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, 
   std::sort(timers.begin(), timers.end(), [](const auto& a, const auto& b) { return a.id < b.id; });
   bool first = true;
   for (auto& thread : process.threads) {
-    if (thread.tracee == nullptr) {
-      return make_error(Code::kUnsupported, "capture", "process " + std::to_string(process.pid) + ": its first thread has ended while others run on");
-    }
     auto& state = *out.add_threads();
-    state.set_tid(first ? out.pid() : tid_inside(thread.tid));
+    state.set_tid(context.tids.at(thread.tid));
     StatusFacts facts;
-    BATON_TRY(read_outside(thread, context, state, facts));
-    if (first) BATON_TRY(read_queue(thread.tid, true, out.mutable_pending_signals()));
+    BATON_TRY(read_outside(thread, state, facts));
     BATON_TRY(read_inside(process, thread, first, timers, out, state));
     if (first && facts.locked_kib != 0) {
       BATON_ASSIGN(auto scratch, thread.tracee->scratch(kScratchBytes));
@@ -314,7 +333,6 @@ Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, 
     }
     BATON_TRY(read_seccomp(thread.tid, facts.seccomp, machine, state));
     BATON_TRY(check_dispatch(thread.tid));
-    if (first) out.set_stopped(thread.tracee->group_stopped());
     first = false;
   }
   return {};

@@ -57,6 +57,12 @@ std::int64_t answer(const Registers& now);
 // At a system-call stop behind the marker: true when entering, not leaving.
 bool is_call_entry(const Registers& now);
 
+// The two bytes of the instruction that enters a system call, little-endian (0: it is not told
+// apart from others), and where struct pt_regs has the address behind it, and the call's number.
+std::uint16_t call_instruction();
+std::size_t instruction_pointer_offset();
+std::size_t call_number_offset();
+
 // False for a thread in a 32-bit mode.
 bool is_native(const Registers& regs, std::size_t image_bytes);
 std::uint64_t instruction_pointer(const Registers& regs);

@@ -33,6 +33,11 @@ constexpr std::uint64_t kTrapFlag = 0x100;
 
 }  // namespace
 
+std::uint16_t call_instruction() { return 0x050f; }   // syscall
+// arch/x86/include/asm/ptrace.h: pt_regs is laid out as user_regs_struct up to ss.
+std::size_t instruction_pointer_offset() { return offsetof(user_regs_struct, rip); }
+std::size_t call_number_offset() { return offsetof(user_regs_struct, orig_rax); }
+
 std::size_t slot_bytes() {
   static_assert(sizeof(SlotData) == 23 * 8);
   auto bytes = static_cast<std::size_t>(baton_slot_end - baton_slot_begin);
