@@ -1,11 +1,18 @@
 // The program under test of the benchmarks: maps memory, fills it, and then writes a
 // fixed number of pages per interval, in order or scattered.
 //
-//   writer --bytes N --pages P --interval-us U --pattern sequential|scattered --random-share 0.5
+//   writer --bytes N --pages P --interval-us U --pattern sequential|scattered
+//          --random-share 0.5 --maps M --threads T --spread 0|1 --huge 0|1 --report FILE
 //
-// random-share is the share of each page that does not compress. Prints "ready" once
-// the memory is filled, then runs until it is killed. The longest gap between two turns
-// of its loop beyond the interval (the stall it saw) is printed at SIGUSR1.
+// random-share is the share of each page that does not compress. maps: the memory is split into
+// M mappings that do not merge. threads: so many more threads, which sleep and wake a thousand
+// times a second. spread: the pages of an interval are written evenly over it instead of at its
+// beginning. huge: transparent huge pages are asked for.
+//
+// Prints "ready" once the memory is filled, then runs until it is killed. What the program sees
+// of Baton: the gaps between two looks at the clock while it writes or busily waits for the
+// next interval (it never sleeps with --watch 1). At SIGUSR1 it prints, since the last time:
+//   stalls N worst_us W turns T
 #include <sys/mman.h>
 #include <time.h>
 
@@ -15,6 +22,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
+#include <vector>
 
 namespace {
 
@@ -42,12 +51,31 @@ void fill_page(unsigned char* page, std::size_t random_bytes) {
   if (random_bytes < 4096) std::memset(page + random_bytes, static_cast<int>(next_random() & 7) + 1, 4096 - random_bytes);
 }
 
+// Looks at the clock; a gap of more than 20 µs since the last look is a stall.
+struct Watch {
+  std::uint64_t last = 0, worst = 0, stalls = 0;
+  std::uint64_t look() {
+    std::uint64_t now = now_ns();
+    std::uint64_t gap = last == 0 ? 0 : now - last;
+    if (gap > 20'000) ++stalls;
+    if (gap > worst) worst = gap;
+    last = now;
+    return now;
+  }
+};
+
+void sleep_until(std::uint64_t due) {
+  timespec until{static_cast<time_t>(due / 1'000'000'000), static_cast<long>(due % 1'000'000'000)};
+  clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::size_t bytes = 256u << 20, pages_per_interval = 2000;
+  std::size_t bytes = 256u << 20, pages_per_interval = 2000, maps = 1;
   std::uint64_t interval_us = 20000;
-  bool scattered = false;
+  bool scattered = false, spread = false, huge = false, watching = false;
+  int threads = 0;
   double random_share = 0.5;
   for (int i = 1; i + 1 < argc; i += 2) {
     std::string key = argv[i], value = argv[i + 1];
@@ -56,45 +84,78 @@ int main(int argc, char** argv) {
     else if (key == "--interval-us") interval_us = std::strtoull(value.c_str(), nullptr, 10);
     else if (key == "--pattern") scattered = value == "scattered";
     else if (key == "--random-share") random_share = std::atof(value.c_str());
+    else if (key == "--maps") maps = std::strtoull(value.c_str(), nullptr, 10);
+    else if (key == "--threads") threads = std::atoi(value.c_str());
+    else if (key == "--spread") spread = value == "1";
+    else if (key == "--huge") huge = value == "1";
+    else if (key == "--watch") watching = value == "1";
     else {
       std::fprintf(stderr, "writer: unknown option %s\n", argv[i]);
       return 2;
     }
   }
   std::signal(SIGUSR1, [](int) { report_wanted = 1; });
-  auto* memory = static_cast<unsigned char*>(
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  if (memory == MAP_FAILED) {
-    std::perror("writer: mmap");
-    return 1;
+  const std::size_t pages = std::max<std::size_t>(bytes / 4096, 1), per_map = std::max<std::size_t>(pages / maps, 1);
+  std::vector<unsigned char*> areas;
+  for (std::size_t done = 0; done < pages; done += per_map) {
+    // A page that may not be touched at the end keeps neighbours apart.
+    std::size_t size = std::min(per_map, pages - done) * 4096;
+    auto* at = static_cast<unsigned char*>(
+        mmap(nullptr, size + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (at == MAP_FAILED || mprotect(at + size, 4096, PROT_NONE) != 0) {
+      std::perror("writer: mmap");
+      return 1;
+    }
+    madvise(at, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    areas.push_back(at);
   }
-  const std::size_t pages = bytes / 4096;
+  auto page_at = [&](std::size_t p) { return areas[p / per_map] + p % per_map * 4096; };
   const auto random_bytes = static_cast<std::size_t>(4096 * random_share) & ~std::size_t{7};
-  for (std::size_t p = 0; p < pages; ++p) fill_page(memory + p * 4096, random_bytes);
+  for (std::size_t p = 0; p < pages; ++p) fill_page(page_at(p), random_bytes);
+  for (int i = 0; i < threads; ++i) {
+    std::thread([] {
+      for (;;) sleep_until(now_ns() + 1'000'000);
+    }).detach();
+  }
   std::printf("ready\n");
   std::fflush(stdout);
   std::size_t cursor = 0;
-  std::uint64_t due = now_ns(), worst_ns = 0;
+  Watch watch;
+  std::uint64_t due = now_ns(), turns = 0;
+  const std::uint64_t gap_ns = pages_per_interval == 0 ? 0 : interval_us * 1000 / pages_per_interval;
   for (;;) {
     for (std::size_t n = 0; n < pages_per_interval; ++n) {
       std::size_t page = scattered ? next_random() % pages : cursor++ % pages;
       std::uint64_t value = next_random();
-      std::memcpy(memory + page * 4096 + (value % 500) * 8, &value, 8);
+      std::memcpy(page_at(page) + (value % 500) * 8, &value, 8);
+      if (watching) watch.look();
+      if (spread) {
+        std::uint64_t until = due + n * gap_ns;
+        if (watching) {
+          while (watch.look() < until) {}
+        } else if (n % 32 == 31) {
+          sleep_until(until);
+        }
+      }
     }
+    ++turns;
     due += interval_us * 1000;
     std::uint64_t now = now_ns();
-    if (now < due) {
-      timespec until{static_cast<time_t>(due / 1'000'000'000), static_cast<long>(due % 1'000'000'000)};
-      clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr);
+    if (watching) {
+      while ((now = watch.look()) < due) {}
+    } else if (now < due) {
+      sleep_until(due);
       now = now_ns();
+      if (now > due && now - due > watch.worst) watch.worst = now - due;
     }
-    if (now > due && now - due > worst_ns) worst_ns = now - due;
     if (now > due + interval_us * 1000) due = now;
     if (report_wanted) {
       report_wanted = 0;
-      std::printf("worst_stall_us %llu\n", static_cast<unsigned long long>(worst_ns / 1000));
+      std::printf("stalls %llu worst_us %llu turns %llu\n", static_cast<unsigned long long>(watch.stalls),
+                  static_cast<unsigned long long>(watch.worst / 1000), static_cast<unsigned long long>(turns));
       std::fflush(stdout);
-      worst_ns = 0;
+      watch = {};
+      turns = 0;
     }
   }
 }

@@ -52,8 +52,11 @@ TEST(Approach, BurstNowAndThen_RoundsGoOn) {
   Approach approach;
   checkpoint(approach, {2000, 5});
   for (int i = 0; i < 100; ++i) {
-    if (i % 5 == 0) checkpoint(approach, {10, 1500});        // it began just before the freeze
-    else EXPECT_GT(checkpoint(approach, {2000, 300, 5}), 0u) << i;
+    if (i % 5 == 0) {
+      checkpoint(approach, {10, 1500});        // it began just before the freeze
+    } else {
+      EXPECT_GT(checkpoint(approach, {2000, 300, 5}), 0u) << i;
+    }
   }
 }
 
