@@ -23,6 +23,7 @@ using namespace std::chrono_literals;
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kEventsMax = 1024;
 constexpr auto kQuick = 15s;     // list, probe, thaw, …
+constexpr auto kLease = 2s;
 constexpr auto kSlow = 120s;     // copying, hashing, launching, building
 
 Error lost_error() {
@@ -496,6 +497,13 @@ Result<void> WardenClient::signal(const std::string& workload, int signal) {
   request.mutable_signal()->set_workload(workload);
   request.mutable_signal()->set_signal(signal);
   return impl_->call_void(std::move(request), kQuick);
+}
+
+Result<pb::LeaseResponse> WardenClient::lease(const pb::LeaseRequest& lease) {
+  pb::WardenRequest request;
+  *request.mutable_lease() = lease;
+  BATON_ASSIGN(auto response, impl_->core->call(std::move(request), kLease));
+  return response.lease();
 }
 
 }  // namespace baton::warden

@@ -87,6 +87,8 @@ class WardenClient {
   Result<pb::ReadFileResponse> read_file(const pb::ReadFileRequest& request);
   Result<void> write_file(const pb::WriteFileRequest& request);
   Result<void> signal(const std::string& workload, int signal);
+  // As LeaseRequest says. Fails: kConflict, kNotFound; kTimedOut after two seconds.
+  Result<pb::LeaseResponse> lease(const pb::LeaseRequest& request);
 
   struct Impl;
   explicit WardenClient(std::unique_ptr<Impl> impl);

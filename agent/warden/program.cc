@@ -4,9 +4,12 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
+#include <string_view>
 
 #include <CLI/CLI.hpp>
 
+#include "agent/warden/lease_table.h"
 #include "agent/warden/node_facts.h"
 #include "agent/warden/server.h"
 #include "base/fault_point.h"
@@ -27,9 +30,14 @@ extern "C" void on_signal(int) {
 
 int warden_main(int argc, char** argv, const std::string& backend, Launcher launch) {
   init_logging("baton-warden");
+  // --guard-leases FILE --guarded PID --guard-wake FD: how a warden starts its guard.
+  if (argc == 7 && std::string_view(argv[1]) == "--guard-leases") {
+    return guard_leases(argv[2], static_cast<pid_t>(std::atol(argv[4])), std::atoi(argv[6]));
+  }
   ServerOptions options;
   options.backend = backend;
   options.launch = std::move(launch);
+  options.guard = true;
   std::int64_t freeze_limit_ms = options.freeze_limit.count();
 
   CLI::App app("The privileged half of a Baton node: captures and restores programs for its agent.");

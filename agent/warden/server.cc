@@ -17,6 +17,7 @@
 #include "agent/backend/registry.h"
 #include "agent/warden/capture_buffer.h"
 #include "agent/warden/files.h"
+#include "agent/warden/lease_table.h"
 #include "agent/warden/node_facts.h"
 #include "agent/warden/wire.h"
 #include "agent/warden/workload.h"
@@ -66,6 +67,7 @@ std::string workload_of(const pb::WardenRequest& request) {
     case Op::kActivate: return request.activate().workload();
     case Op::kSignal: return request.signal().workload();
     case Op::kShadow: return request.shadow().workload();
+    case Op::kLease: return request.lease().workload();
     default: return {};
   }
 }
@@ -79,6 +81,7 @@ Error busy(const std::string& what) {
 struct Server::Impl {
   ServerOptions options;
   std::unique_ptr<RecordStore> records;
+  std::unique_ptr<LeaseTable> leases;
   std::unique_ptr<CaptureBuffer> capture_buffer;
   SharedMemory fill_buffer;
   FileRoom files;
@@ -105,9 +108,13 @@ struct Server::Impl {
   std::map<std::string, std::shared_ptr<Workload>> workloads;
   std::uint64_t next_workload = kFirstWorkload;
 
-  Watchdog watchdog;                // last: its thread ends before what its calls use
+  Watchdog watchdog;                // its thread ends before what its calls use
+  std::unique_ptr<LeaseEnforcer> enforcer;
+  std::unique_ptr<GuardKeeper> guard;
 
   ~Impl() {
+    guard.reset();
+    enforcer.reset();
     disconnect();
     pool_tasks.close();
     for (auto& thread : pool) thread.join();
@@ -294,6 +301,29 @@ struct Server::Impl {
   }
 
   // ---- requests
+
+  // On the loop's thread: a lease must not wait behind a capture.
+  Result<void> lease(const pb::LeaseRequest& request, pb::WardenResponse& response) {
+    BATON_TRY(check_name(request.workload()));
+    auto workload = find(request.workload());
+    auto now = workload ? workload->snapshot() : pb::WorkloadProcess();
+    if (now.state().empty()) {
+      return make_error(Code::kNotFound, "lease", "no workload " + request.workload() + " on this node");
+    }
+    if (now.state() != "running") {
+      return make_error(Code::kConflict, "lease", request.workload() + " is " + now.state() + ", not running");
+    }
+    if (request.incarnation() < now.incarnation()) {
+      return make_error(Code::kConflict, "lease",
+                        request.workload() + " is of incarnation " + std::to_string(now.incarnation()) + " here, not " +
+                            std::to_string(request.incarnation()));
+    }
+    BATON_ASSIGN(bool thawed, leases->renew(request.workload(), workload->place().cgroup, request.until_boot_ns(),
+                                            request.incarnation()));
+    response.mutable_lease()->set_was_frozen(thawed);
+    if (thawed) spdlog::info("{}: leased again, thawed", request.workload());
+    return {};
+  }
 
   Result<void> probe(pb::WardenResponse& response) {
     std::lock_guard lock(facts_mutex);
@@ -560,6 +590,12 @@ void Server::Impl::dispatch(pb::WardenRequest& request) {
       response.set_id(id);
       return respond(by, response);
     }
+    case Op::kLease: {
+      pb::WardenResponse response;
+      response.set_id(id);
+      if (auto done = lease(request.lease(), response); !done) return respond_error(by, id, done.error());
+      return respond(by, response);
+    }
     case Op::kProbe:
       return on_pool(by, id, [this](auto& response) { return probe(response); });
     case Op::kInspect:
@@ -639,7 +675,6 @@ void Server::Impl::dispatch(pb::WardenRequest& request) {
     case Op::kSignal:
       return on_workload(by, id, name, false,
                          [number = request.signal().signal()](Workload& w, auto&) { return w.signal(number); });
-    case Op::kLease:
     case Op::kHello:
     case Op::OP_NOT_SET:
       break;
@@ -656,6 +691,8 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options) {
   const ServerOptions& opt = impl->options;
   BATON_ASSIGN(RecordStore records, RecordStore::open(opt.state_dir));
   impl->records = std::make_unique<RecordStore>(std::move(records));
+  const std::string lease_path = opt.state_dir + "/leases";
+  BATON_ASSIGN(impl->leases, LeaseTable::open(lease_path, boot_id()));
   BATON_ASSIGN(impl->capture_buffer, CaptureBuffer::make(opt.capture_bytes));
   BATON_ASSIGN(impl->fill_buffer, SharedMemory::make("baton-fill", (opt.fill_bytes + 4095) / 4096 * 4096, false));
   for (const auto& name : backend::backend_names()) impl->backends[name] = backend::make_backend(name);
@@ -683,6 +720,7 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options) {
   around.watchdog = &impl->watchdog;
   around.freeze_limit = opt.freeze_limit;
   around.boot_id = boot_id();
+  around.leases = impl->leases.get();
   Impl* self = impl.get();
   around.backend = [self](const std::string& name) { return self->backend(name); };
   around.watch_exit = [self](int pidfd, std::uint64_t id) { self->add_epoll(pidfd, id, EPOLLIN | EPOLLONESHOT); };
@@ -694,6 +732,16 @@ Result<std::unique_ptr<Server>> Server::create(ServerOptions options) {
   around.frames = impl->frames.get();
   around.address_holder = [self](std::uint64_t id, const pb::WorkloadSpec& spec) { return self->address_holder(id, spec); };
   around.post = [self](std::uint64_t id, std::function<void()> task) { return self->post_by_id(id, std::move(task)); };
+
+  impl->enforcer = std::make_unique<LeaseEnforcer>(*impl->leases, [self](const std::string& name) {
+    spdlog::warn("{}: its lease has run out; frozen", name);
+    pb::WardenEvent event;
+    event.set_workload(name);
+    event.set_lease_expired(true);
+    // Not from the lease's thread: an agent that does not read must not stop the clock.
+    (void)self->pool_tasks.try_push([self, event] { self->send_event(event); });
+  });
+  if (opt.guard) impl->guard = std::make_unique<GuardKeeper>(*impl->leases, lease_path);
 
   for (auto& record : impl->records->load_all()) {
     auto workload = impl->find_or_make(record.workload());

@@ -7,7 +7,8 @@
 //
 // Threads: serve() is the loop that reads requests; responses are sent by whoever has them,
 // under one lock, with a time limit. When an agent goes, its captured pages are freed, its
-// unfinished builds discarded and its freezes ended, except those held by cgroup.
+// unfinished builds discarded and its freezes ended, except those held by cgroup. Leases are
+// answered at once, ahead of what the workload's thread is busy with.
 #pragma once
 
 #include <chrono>
@@ -28,6 +29,7 @@ struct ServerOptions {
   std::chrono::milliseconds freeze_limit{5'000};
   std::string backend = "linux";      // for run and protect; build follows the manifest
   Launcher launch;
+  bool guard = false;                 // start guards (lease_table.h); the program is baton-warden itself
 };
 
 class Server {

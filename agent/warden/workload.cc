@@ -84,8 +84,16 @@ void Workload::publish() {
 }
 
 pb::WorkloadProcess Workload::snapshot() const {
-  std::lock_guard lock(published_mutex_);
-  return published_;
+  pb::WorkloadProcess out;
+  {
+    std::lock_guard lock(published_mutex_);
+    out = published_;
+  }
+  if (out.state() != "running") return out;
+  const auto lease = around_.leases->get(name_);
+  out.set_lease_until_ns(lease.until_ns);
+  out.set_lease_frozen(lease.frozen);
+  return out;
 }
 
 Workload::Place Workload::place() const {
@@ -114,6 +122,7 @@ Result<void> Workload::begin(const pb::WorkloadSpec& spec, const char* phase, co
                       "Stop it first or choose another name.");
   }
   clean_up(true);
+  around_.leases->forget(name_);
   record_.Clear();
   record_.set_version(1);
   record_.set_workload(name_);
@@ -202,6 +211,7 @@ void Workload::clean_up(bool kill) {
   }
   beside_cgroup_ = Cgroup();
   around_.records->remove(record_);
+  around_.leases->forget(name_);
   record_.Clear();
   root_ = HeldProcess();
   keeper_ = HeldProcess();
@@ -360,7 +370,8 @@ Result<void> Workload::thaw() {
   // A program without its network is better off than one that stands still.
   if (auto attached = attach_network(); !attached) spdlog::error("{}: {}", name_, attached.error().message());
   if (held_) {
-    BATON_TRY(cgroup_.thaw());
+    around_.leases->set_held(name_, false);
+    if (!around_.leases->get(name_).frozen) BATON_TRY(cgroup_.thaw());
     held_ = false;
   }
   if (kept_frozen_) {
@@ -383,7 +394,13 @@ Result<void> Workload::hold() {
                       "Capture again.");
   }
   BATON_TRY(fault_point("warden.hold.before"));
-  BATON_TRY(cgroup_.freeze(kHoldTimeout));
+  around_.leases->set_held(name_, true);
+  if (auto frozen = cgroup_.freeze(kHoldTimeout); !frozen) {
+    around_.leases->set_held(name_, false);
+    // It has thawed the cgroup again; what has no lease any more stays frozen.
+    if (around_.leases->get(name_).frozen) (void)cgroup_.freeze(kHoldTimeout).has_value();
+    return frozen;
+  }
   held_ = true;
   detach_network();   // before any other node may have the address
   return fault_point("warden.hold.after");
@@ -397,7 +414,7 @@ Result<void> Workload::stop(const pb::StopRequest& request) {
     auto destroyed = attachment_->destroy();
     if (!destroyed) spdlog::warn("{}: {}", name_, destroyed.error().message());
     kept_frozen_ = false;
-  } else if (!held_ && !request.kill() && record_.phase() == "running" && root_) {
+  } else if (!held_ && !around_.leases->get(name_).frozen && !request.kill() && record_.phase() == "running" && root_) {
     // Held: another node may own it by now, so it must not run one more instruction.
     attachment_.reset();
     (void)root_.signal(SIGTERM).has_value();
@@ -426,7 +443,7 @@ Result<void> Workload::release() {
     return make_error(Code::kInvalid, "release", name_ + " was started by Baton and lives in its keeper's namespaces",
                       "Stop it instead.");
   }
-  if (record_.phase() == "running" && (kept_frozen_ || held_)) {
+  if (record_.phase() == "running" && (kept_frozen_ || held_ || around_.leases->get(name_).frozen)) {
     return make_error(Code::kConflict, "release", name_ + " is frozen", "Thaw it or stop it first.");
   }
   BATON_TRY(fault_point("warden.release.before"));
@@ -457,6 +474,7 @@ void Workload::mark_exited(int wait_status) {
   attachment_.reset();
   remove_network();
   kept_frozen_ = held_ = false;
+  around_.leases->forget(name_);
   if (record_.keeper_pid() != 0 && cgroup_.exists()) (void)cgroup_.kill().has_value();
   record_.set_wait_status(wait_status);
   auto saved = set_phase("exited");
@@ -535,8 +553,10 @@ void Workload::take_up(const pb::WardenRecord& record) {
     // tracer (PTRACE_O_EXITKILL); what lives on is activated.
     if (auto saved = set_phase("running"); !saved) spdlog::error("{}: {}", name_, saved.error().message());
   }
+  // Frozen by a lease that ran out meanwhile, or held by a warden before this one.
   auto asked = cgroup_.freeze_asked();
-  held_ = asked && *asked;
+  const auto lease = around_.leases->get(name_);
+  held_ = asked && *asked && (lease.held || !lease.frozen);
   take_up_network();
   spdlog::info("{}: taken up again, PID {}{}", name_, record_.root_pid(), held_ ? ", frozen" : "");
   watch();

@@ -7,7 +7,8 @@
 // Freezes. A capture that keeps the program frozen does it by ptrace: that ends with this
 // process, with the agent's connection, or after kKeptFrozenMax. hold() makes it a freeze by
 // cgroup, which outlives everything until thaw() or stop(). A hold after such a freeze has
-// run out is refused (kConflict): the captured state is then no longer the newest.
+// run out is refused (kConflict): the captured state is then no longer the newest. A lease that
+// has run out freezes by cgroup too (lease_table.h); the cgroup is thawed when neither holds.
 #pragma once
 
 #include <atomic>
@@ -22,6 +23,7 @@
 #include "agent/network/port.h"
 #include "agent/warden/capture_buffer.h"
 #include "agent/warden/launcher.h"
+#include "agent/warden/lease_table.h"
 #include "agent/warden/process.h"
 #include "agent/warden/record.h"
 #include "agent/warden/watchdog.h"
@@ -48,6 +50,7 @@ struct Surroundings {
   std::string default_backend;
   Launcher launch;
   Watchdog* watchdog = nullptr;
+  LeaseTable* leases = nullptr;
   std::chrono::milliseconds freeze_limit{5'000};
   Cgroup cgroups;                                        // parent of every workload's
   std::string boot_id;

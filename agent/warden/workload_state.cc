@@ -52,6 +52,8 @@ Result<void> Workload::need_attachment() {
 Result<void> Workload::round(const pb::RoundRequest& request, pb::RoundResponse& response) {
   BATON_TRY(need_running("round"));
   if (kept_frozen_ || held_) return make_error(Code::kConflict, "round", name_ + " is frozen");
+  LeaseTable::Capturing lease(*around_.leases, name_);
+  if (!lease.allowed()) return make_error(Code::kConflict, "round", name_ + " is frozen: its lease has run out");
   BATON_TRY(need_attachment());
   BATON_TRY(fault_point("warden.round.before"));
   sink_.begin(kRoundBytesMax);
@@ -69,6 +71,8 @@ Result<void> Workload::round(const pb::RoundRequest& request, pb::RoundResponse&
 Result<void> Workload::capture(const pb::CaptureRequest& request, pb::CaptureResponse& response) {
   BATON_TRY(need_running("capture"));
   if (kept_frozen_ || held_) return make_error(Code::kConflict, "capture", name_ + " is frozen already");
+  LeaseTable::Capturing lease(*around_.leases, name_);
+  if (!lease.allowed()) return make_error(Code::kConflict, "capture", name_ + " is frozen: its lease has run out");
   BATON_TRY(need_attachment());
   BATON_TRY(fault_point("warden.capture.before"));
   sink_.begin(0, "warden.capture.frozen");
@@ -180,6 +184,13 @@ Result<pb::WorkloadProcess> Workload::activate(const pb::ActivateRequest& reques
   if (request.incarnation() != 0) record_.set_incarnation(request.incarnation());
   auto begin = std::chrono::steady_clock::now();
   BATON_TRY(set_phase("activating"));
+  if (request.lease_until_ns() != 0) {
+    auto leased = around_.leases->renew(name_, record_.cgroup(), request.lease_until_ns(), record_.incarnation());
+    if (!leased) {
+      clean_up(true);
+      return leased.error();
+    }
+  }
   auto recorded = std::chrono::steady_clock::now() - begin;
   auto activated = build_->activate(request.paused(), std::chrono::nanoseconds(request.away_ns()));
   if (activated) activated = attach_network();   // of a backend that does not connect it itself
