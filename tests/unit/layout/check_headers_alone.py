@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 
-ROOMS = ("base", "dedup", "storage", "transport", "agent", "coordinator")
+ROOMS = ("base", "dedup", "storage", "transport", "tenure", "agent", "coordinator")
 DROPPED_WITH_VALUE = ("-o", "-c", "-MT", "-MF", "-include", "-x")
 DROPPED = ("-MD", "-Winvalid-pch", "-fpch-preprocess")
 

@@ -16,8 +16,9 @@ ALLOWED = {
     "dedup": {"base", "proto"},
     "storage": {"base", "proto", "dedup"},
     "transport": {"base", "proto", "dedup"},
-    "agent": {"base", "proto", "dedup", "storage", "transport"},
-    "coordinator": {"base", "proto", "transport"},
+    "tenure": {"base", "proto", "transport"},
+    "agent": {"base", "proto", "dedup", "storage", "transport", "tenure"},
+    "coordinator": {"base", "proto", "transport", "tenure"},
 }
 FORBIDDEN_NAMES = {"util", "utils", "common", "misc", "helpers"}
 SOURCE = (".h", ".hpp", ".cc", ".cpp", ".c")
