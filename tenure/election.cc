@@ -62,6 +62,15 @@ bool same_nodes(const google::protobuf::RepeatedPtrField<pb::PeerAddress>& a,
 
 }  // namespace
 
+bool refused_by_a_voter(const State& s, const std::string& name, const Workload& w) {
+  const pb::TenureRecord& base = w.disk.base();
+  return std::any_of(base.voters().begin(), base.voters().end(), [&](const pb::PeerAddress& voter) {
+    auto peer = s.peers.find(voter.node());
+    return peer != s.peers.end() && peer->second.linked &&
+           peer->second.mine[mode_index(base.mode())].refused.contains(name);
+  });
+}
+
 // When the owner's silence is no longer believed to be chance; the second standby waits for the first.
 Time suspicion_at(const State& s, const std::string&, const Workload& w) {
   const pb::TenureRecord& base = w.disk.base();
@@ -113,8 +122,13 @@ void Stepper::ask_votes(const std::string& name, Workload& w) {
   p.retry_after = std::min(p.retry_after * 2, kRetryMax);
   // The owner's first ballot has one value for ever: on its own disk before anybody hears of it.
   const bool self_first = p.phase == ProposalPhase::kAccepting && p.ballot.round() == 0 && !p.accepted.contains(s_.self);
+  // A candidate votes for itself last: what it alone had accepted would have to be completed some
+  // day, long after the owner has gone on and committed more.
+  const bool self_last = p.phase == ProposalPhase::kAccepting && p.ballot.round() != 0 && p.value->owner() == s_.self &&
+                         p.accepted.empty();
   for (const auto& voter : base.voters()) {
     const std::string& node = voter.node();
+    if (self_last && node == s_.self) continue;
     if (p.phase == ProposalPhase::kPreparing) {
       if (p.promised.contains(node)) continue;
       auto m = message(Kind::PREPARE, name, w);
@@ -198,7 +212,8 @@ void Stepper::on_accepted(const std::string& from, const pb::TenureMessage& m) {
   const bool first_own = p.ballot.round() == 0 && from == s_.self && !p.accepted.contains(from);
   p.accepted.insert(from);
   if (static_cast<int>(p.accepted.size()) >= majority(w->disk.base())) return decide(m.workload(), *w);
-  if (first_own) ask_votes(m.workload(), *w);
+  const bool own_turn = p.accepted.size() == 1 && from != s_.self && p.value->owner() == s_.self;
+  if (first_own || own_turn) ask_votes(m.workload(), *w);
 }
 
 void Stepper::on_refuse(const std::string& from, const pb::TenureMessage& m) {
@@ -307,14 +322,11 @@ void Stepper::drive(const std::string& name, Workload& w) {
     take_over(name, w, nullptr);
     return;
   }
-  if (base.owner() == s_.self && w.running && now_ >= w.stand_at && may_run_until(s_, name, now_) <= now_) {
-    // Voters that answer and refuse have accepted somebody who never finished: it is ended either way.
-    const bool refused = std::any_of(base.voters().begin(), base.voters().end(), [&](const pb::PeerAddress& voter) {
-      auto peer = s_.peers.find(voter.node());
-      return peer != s_.peers.end() && peer->second.linked &&
-             peer->second.mine[mode_index(base.mode())].refused.contains(name);
-    });
-    if (refused && !base.voters().empty() && w.trusted) {
+  if (base.owner() == s_.self && w.running && now_ >= w.stand_at && w.trusted && refused_by_a_voter(s_, name, w) &&
+      may_run_until(s_, name, now_) <= now_) {
+    // A voter that answers and refuses has accepted somebody who never finished: it is ended
+    // either way, and until it is, nothing counts as committed.
+    {
       Proposal p;
       p.value = successor(base, s_.self, "settle");
       p.deadline = now_ + std::chrono::seconds(1);

@@ -154,6 +154,8 @@ bool Stepper::install(const std::string& name, const pb::TenureRecord& record, b
       effect.record = record;
       effect.timeline = w.timeline;
       effect.timeline.elected = now_;
+    } else if (!w.running) {
+      w.activating_until = Time{};
     }
   } else {
     w.activating_until = Time{};

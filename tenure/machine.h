@@ -222,6 +222,9 @@ Time next_wake(const State& state, Time now);
 // Time::max(): without limit.
 Time may_run_until(const State& state, const std::string& workload, Time now);
 
+// Whether a voter answers the owner, and refuses to support it.
+bool refused_by_a_voter(const State& state, const std::string& name, const Workload& w);
+
 // Stops the program (CHECK) when one is broken.
 void check_invariants(const State& state);
 

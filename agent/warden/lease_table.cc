@@ -27,6 +27,7 @@ namespace {
 
 constexpr std::uint64_t kMagic = 0x3130534c4e544142;   // "BATNLS01"
 constexpr std::uint64_t kNever = UINT64_MAX;
+constexpr std::uint32_t kBeside = 1, kStopped = 2;      // Slot::capturing
 constexpr int kGuardWakeFd = 3;
 constexpr auto kGuardPause = std::chrono::milliseconds(200);
 constexpr std::uint64_t kGuardLookNs = 200'000'000;    // for a newer guard
@@ -213,11 +214,11 @@ void LeaseTable::forget(const std::string& workload) {
   }
 }
 
-LeaseTable::Capturing::Capturing(LeaseTable& table, const std::string& workload)
+LeaseTable::Capturing::Capturing(LeaseTable& table, const std::string& workload, bool stopped)
     : table_(table), slot_(table.find(workload)) {
   auto* slot = static_cast<Slot*>(slot_);
   if (!slot) return;
-  slot->capturing = 1;
+  slot->capturing = stopped ? kStopped : kBeside;
   const std::uint64_t until = slot->until_ns.load();
   allowed_ = slot->frozen.load() == 0 && (until == 0 || boot_ns() < until);
 }
@@ -249,7 +250,9 @@ bool LeaseTable::expire(Slot& slot, std::size_t index) {
 
 std::uint64_t LeaseTable::enforce(const std::function<void(const std::string& workload)>& frozen) {
   std::uint64_t next = kNever;
-  constexpr auto patience = static_cast<std::uint64_t>(std::chrono::nanoseconds(kCapturePatience).count());
+  auto patience = [](std::uint32_t capturing) {
+    return capturing == 0 ? std::uint64_t{0} : static_cast<std::uint64_t>(std::chrono::nanoseconds(capturing == kStopped ? kCapturePatience : kRoundPatience).count());
+  };
   for (std::size_t i = 0; i < kLeasesMax; ++i) {
     Slot& slot = layout_->slots[i];
     const std::uint64_t until = slot.until_ns.load();
@@ -257,7 +260,7 @@ std::uint64_t LeaseTable::enforce(const std::function<void(const std::string& wo
     const std::uint64_t now = boot_ns();
     if (now < until) {
       next = std::min(next, until);
-    } else if (slot.capturing.load() != 0 && now < until + patience) {
+    } else if (now < until + patience(slot.capturing.load())) {
       next = std::min(next, now + kRetryNs / 4);
     } else if (expire(slot, i)) {
       if (frozen) frozen(slot.workload);

@@ -11,8 +11,9 @@
 // The file is memory, not a format: it means something until the next boot only, and is made
 // anew when its magic, layout or boot id differ.
 //
-// A capture (ptrace) in progress is given kCapturePatience to end before the freeze, because a
-// frozen thread cannot finish an injected call; then the freeze comes all the same.
+// A thread frozen by its cgroup cannot finish an injected call. So a capture, during which the
+// program stands still anyway, may end first (kCapturePatience), and its end is the freeze; a
+// copy round or an attachment, beside the running program, gets kRoundPatience.
 //
 // Threads: all functions from any thread and any process that maps the file.
 #pragma once
@@ -31,7 +32,8 @@
 namespace baton::warden {
 
 inline constexpr std::size_t kLeasesMax = 320;              // more than a warden has workloads
-inline constexpr std::chrono::milliseconds kCapturePatience{4};
+inline constexpr std::chrono::milliseconds kRoundPatience{4};
+inline constexpr std::chrono::milliseconds kCapturePatience{5000};
 
 class LeaseTable {
  public:
@@ -57,10 +59,11 @@ class LeaseTable {
   void set_held(const std::string& workload, bool held);
   void forget(const std::string& workload);
 
-  // Marks a capture for its scope; `allowed()` is false when the lease has run out.
+  // Marks a capture (`stopped`) or a round for its scope; `allowed()` is false when the lease
+  // has run out.
   class Capturing {
    public:
-    Capturing(LeaseTable& table, const std::string& workload);
+    Capturing(LeaseTable& table, const std::string& workload, bool stopped);
     ~Capturing();
     Capturing(const Capturing&) = delete;
     Capturing& operator=(const Capturing&) = delete;

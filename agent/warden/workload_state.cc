@@ -52,7 +52,7 @@ Result<void> Workload::need_attachment() {
 Result<void> Workload::round(const pb::RoundRequest& request, pb::RoundResponse& response) {
   BATON_TRY(need_running("round"));
   if (kept_frozen_ || held_) return make_error(Code::kConflict, "round", name_ + " is frozen");
-  LeaseTable::Capturing lease(*around_.leases, name_);
+  LeaseTable::Capturing lease(*around_.leases, name_, false);
   if (!lease.allowed()) return make_error(Code::kConflict, "round", name_ + " is frozen: its lease has run out");
   BATON_TRY(need_attachment());
   BATON_TRY(fault_point("warden.round.before"));
@@ -71,9 +71,13 @@ Result<void> Workload::round(const pb::RoundRequest& request, pb::RoundResponse&
 Result<void> Workload::capture(const pb::CaptureRequest& request, pb::CaptureResponse& response) {
   BATON_TRY(need_running("capture"));
   if (kept_frozen_ || held_) return make_error(Code::kConflict, "capture", name_ + " is frozen already");
-  LeaseTable::Capturing lease(*around_.leases, name_);
+  {
+    LeaseTable::Capturing beside(*around_.leases, name_, false);
+    if (!beside.allowed()) return make_error(Code::kConflict, "capture", name_ + " is frozen: its lease has run out");
+    BATON_TRY(need_attachment());
+  }
+  LeaseTable::Capturing lease(*around_.leases, name_, true);
   if (!lease.allowed()) return make_error(Code::kConflict, "capture", name_ + " is frozen: its lease has run out");
-  BATON_TRY(need_attachment());
   BATON_TRY(fault_point("warden.capture.before"));
   sink_.begin(0, "warden.capture.frozen");
   auto again = ranges_of(request.again());

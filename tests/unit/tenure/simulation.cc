@@ -223,6 +223,7 @@ void World::perform(Node& n, Effect& effect) {
       break;
     case EffectKind::kDecided: {
       const auto& record = effect.record;
+      trace("%s knows: %s", n.name.c_str(), record.ShortDebugString().c_str());
       auto [it, fresh] = decided_.emplace(record.incarnation(), record.owner());
       if (!fresh && it->second != record.owner() && !forgetful_) {
         fail("two records of incarnation " + std::to_string(record.incarnation()) + ": " + it->second + " and " + record.owner());
@@ -465,8 +466,11 @@ void World::checkpoint(Node& n) {
           auto w = n.state.workloads.find(kName);
           if (w == n.state.workloads.end() || !newer(tip, acknowledged_)) return;
           const bool stays = !w->second.want || is_voter(*w->second.want, to.name);
-          const bool supported = may_run_until(n.state, kName, local(n)) > local(n);
-          if (is_voter(w->second.disk.base(), to.name) && stays && supported) acknowledged_ = tip;
+          const bool supported = may_run_until(n.state, kName, local(n)) > local(n) && !refused_by_a_voter(n.state, kName, w->second);
+          if (is_voter(w->second.disk.base(), to.name) && stays && supported) {
+            acknowledged_ = tip;
+            trace("%s was told by %s of @%llu", n.name.c_str(), to.name.c_str(), static_cast<unsigned long long>(tip.seq()));
+          }
         });
       });
     });
@@ -817,7 +821,19 @@ Result World::run() {
   if (result_.violation.empty()) {
     int count = 0;
     for (auto& [name, n] : nodes_) count += running(*n) ? 1 : 0;
-    if (count != 1) {
+    // It may stand still only where nobody who may take over holds what the newest owner went
+    // on from: rather that than to lose it.
+    pb::TenureRecord newest;
+    for (auto& [name, n] : nodes_) {
+      auto w = n->state.workloads.find(kName);
+      if (w != n->state.workloads.end() && w->second.disk.base().incarnation() > newest.incarnation()) newest = w->second.disk.base();
+    }
+    bool held = false;
+    for (auto& [name, n] : nodes_) {
+      held = held || ((name == newest.owner() || is_standby(newest, name)) && !newer(started_from(newest), n->tip("")));
+    }
+    if (count == 0 && !held) ++result_.faults["stands still: nobody who may take over holds its newest checkpoint"];
+    if (count > 1 || (count == 0 && held)) {
       std::string known;
       for (auto& [name, n] : nodes_) {
         auto w = n->state.workloads.find(kName);
