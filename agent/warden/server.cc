@@ -320,6 +320,8 @@ struct Server::Impl {
     }
     BATON_ASSIGN(bool thawed, leases->renew(request.workload(), workload->place().cgroup, request.until_boot_ns(),
                                             request.incarnation()));
+    // Closed by the kernel at the same instant, whatever becomes of the freeze.
+    BATON_TRY(workload->open_gate(request.until_boot_ns()));
     response.mutable_lease()->set_was_frozen(thawed);
     if (thawed) spdlog::info("{}: leased again, thawed", request.workload());
     return {};

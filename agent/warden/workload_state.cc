@@ -190,9 +190,10 @@ Result<pb::WorkloadProcess> Workload::activate(const pb::ActivateRequest& reques
   BATON_TRY(set_phase("activating"));
   if (request.lease_until_ns() != 0) {
     auto leased = around_.leases->renew(name_, record_.cgroup(), request.lease_until_ns(), record_.incarnation());
-    if (!leased) {
+    auto opened = leased ? open_gate(request.lease_until_ns()) : Result<void>(leased.error());
+    if (!opened) {
       clean_up(true);
-      return leased.error();
+      return opened.error();
     }
   }
   auto recorded = std::chrono::steady_clock::now() - begin;
