@@ -233,7 +233,11 @@ int main(int argc, char** argv) {
     close(fd);
     if (at == MAP_FAILED) return 1;
     progress = static_cast<Progress*>(at);
-    progress->ready = progress->work = progress->pages = progress->worst_ns = progress->late = 0;
+    progress->ready = 0;
+    progress->work = 0;
+    progress->pages = 0;
+    progress->worst_ns = 0;
+    progress->late = 0;
   }
   if (options.kind == "pricing") pricing(options, *progress);
   if (options.kind == "annealing") annealing(options, *progress);

@@ -110,7 +110,7 @@ const std::vector<Step>& steps() {
   file_at_start = ::open(file_name().c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
   (void)!::write(file_at_start, "0123456789", 10);
   int kept = ::dup2(file_at_start, 5);
-  ::close(file_at_start);
+  if (kept != file_at_start) ::close(file_at_start);
   file_at_start = kept;
   ::close_range(6, ~0u, 0);
   ::close_range(3, 4, 0);
@@ -187,6 +187,8 @@ std::string essence(pb::LinuxState state) {
   state.clear_realtime_ns();
   for (auto& p : *state.mutable_processes()) {
     p.clear_memory_object();
+    // Read beside the program once a second (AddressSpace::refresh_flags), before neighbours are joined.
+    for (auto& m : *p.mutable_mappings()) m.clear_vm_flags();
     join_neighbours(p);
     for (auto& t : *p.mutable_itimers()) t.clear_left_ns();
     for (auto& t : *p.mutable_threads()) {
