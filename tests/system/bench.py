@@ -205,11 +205,18 @@ class Workload:
         self.bench.baton("delete", self.name, "--yes")
 
     def count(self, everywhere):
-        """How many live instances of it there are on those machines: processes that hold its output open."""
-        script = ("import os,sys\nn=0\n"
+        """How many processes of it run on those machines: those that hold its output open, and do not stand
+        still for good as the shadow of a standby does (a freeze for a checkpoint is over at the next look)."""
+        script = ("import os,sys,time\nn=0\n"
+                  "def still(p): return open(f'/proc/{p}/stat').read().rpartition(')')[2].split()[0] == 't'\n"
+                  "def shadow(p):\n"
+                  "  for _ in range(4):\n"
+                  "    if not still(p): return False\n"
+                  "    time.sleep(0.03)\n"
+                  "  return True\n"
                   "for p in filter(str.isdigit, os.listdir('/proc')):\n"
                   "  try:\n"
-                  "    if os.readlink(f'/proc/{p}/fd/1') == sys.argv[1]: n += 1\n"
+                  "    if os.readlink(f'/proc/{p}/fd/1') == sys.argv[1] and not shadow(p): n += 1\n"
                   "  except OSError: pass\n"
                   "print(n)\n")
         return sum(int(self.bench.exec(m, "/usr/bin/python3", "-c", script, self.output)) for m in everywhere)
