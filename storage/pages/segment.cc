@@ -266,6 +266,13 @@ Result<std::uint32_t> Segment::append(std::string_view frames, std::span<const F
 
 Result<void> Segment::seal() {
   if (!appendable()) return {};
+  // A footer is believed at open without a look at the frames, and a disk writes in any order:
+  // it must not be able to get there before they are.
+  if (auto synced = sync(); !synced) {
+    footer_.clear();
+    footer_.shrink_to_fit();
+    return synced.error();
+  }
   std::string footer(kFooterMagic);
   put_int<std::uint32_t>(footer, frame_count());
   footer += footer_;

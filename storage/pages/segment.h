@@ -52,7 +52,8 @@ class Segment {
   // Appends whole frames. Returns the index of the first. On failure nothing was appended;
   // when even the cleaning up failed, appendable() turns false.
   Result<std::uint32_t> append(std::string_view frames, std::span<const FrameHead> heads);
-  // Writes the footer; the segment takes no more frames, whatever the outcome.
+  // Syncs the frames, then writes the footer that vouches for them; the segment takes no more
+  // frames, whatever the outcome.
   Result<void> seal();
   void retire() { broken_ = true; }
   Result<void> remove_file();
