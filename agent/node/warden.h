@@ -55,6 +55,14 @@ class Warden {
   virtual Result<std::vector<pb::WorkloadProcess>> list() = 0;
   virtual Result<Round> round(const pb::RoundRequest& request) = 0;
   virtual Result<Capture> capture(const pb::CaptureRequest& request) = 0;
+  // The right to run until then (LeaseRequest). True: it was frozen for want of one, and goes on.
+  virtual Result<bool> lease(const pb::LeaseRequest& /*request*/) {
+    return make_error(Code::kUnsupported, "lease", "this warden gives none");
+  }
+  // Runs a command inside the workload (a health check).
+  virtual Result<pb::ExecResponse> exec(const pb::ExecRequest& /*request*/) {
+    return make_error(Code::kUnsupported, "exec", "this warden runs none");
+  }
   // Output commit: what the workload sent up to this capture's freeze goes out.
   virtual Result<void> release_output(const std::string& workload, std::uint64_t epoch) = 0;
   virtual Result<void> thaw(const std::string& workload) = 0;

@@ -139,6 +139,15 @@ Result<Capture> WardenLink::capture(const pb::CaptureRequest& request) {
   BATON_ASSIGN(auto r, c->capture(request));
   return Capture{std::move(r.info), std::make_unique<LinkBatch>(c, std::move(r.pages))};
 }
+Result<bool> WardenLink::lease(const pb::LeaseRequest& request) {
+  BATON_ASSIGN(auto c, client());
+  BATON_ASSIGN(auto answer, c->lease(request));
+  return answer.was_frozen();
+}
+Result<pb::ExecResponse> WardenLink::exec(const pb::ExecRequest& request) {
+  BATON_ASSIGN(auto c, client());
+  return c->exec(request);
+}
 Result<void> WardenLink::release_output(const std::string& workload, std::uint64_t epoch) {
   BATON_ASSIGN(auto c, client());
   return c->release_output(workload, epoch);

@@ -34,6 +34,8 @@ class WardenLink final : public Warden {
   Result<std::vector<pb::WorkloadProcess>> list() override;
   Result<Round> round(const pb::RoundRequest& request) override;
   Result<Capture> capture(const pb::CaptureRequest& request) override;
+  Result<bool> lease(const pb::LeaseRequest& request) override;
+  Result<pb::ExecResponse> exec(const pb::ExecRequest& request) override;
   Result<void> release_output(const std::string& workload, std::uint64_t epoch) override;
   Result<void> thaw(const std::string& workload) override;
   Result<void> hold(const std::string& workload) override;

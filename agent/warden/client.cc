@@ -391,6 +391,13 @@ Result<void> WardenClient::thaw(const std::string& workload) {
   return impl_->call_void(std::move(request), kQuick);
 }
 
+Result<pb::ExecResponse> WardenClient::exec(const pb::ExecRequest& exec) {
+  pb::WardenRequest request;
+  *request.mutable_exec() = exec;
+  BATON_ASSIGN(auto response, impl_->call(std::move(request), kSlow));
+  return std::move(*response.mutable_exec());
+}
+
 Result<void> WardenClient::release_output(const std::string& workload, std::uint64_t epoch) {
   pb::WardenRequest request;
   request.mutable_release_output()->set_workload(workload);

@@ -73,6 +73,7 @@ class WardenClient {
   Result<Round> round(const pb::RoundRequest& request);
   Result<Capture> capture(const pb::CaptureRequest& request);
   Result<void> thaw(const std::string& workload);
+  Result<pb::ExecResponse> exec(const pb::ExecRequest& request);
   Result<void> release_output(const std::string& workload, std::uint64_t epoch);   // output commit
   Result<void> hold(const std::string& workload);        // freeze by cgroup, survives any death
   Result<void> stop(const pb::StopRequest& request);

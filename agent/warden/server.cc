@@ -17,6 +17,7 @@
 #include "agent/backend/registry.h"
 #include "agent/warden/capture_buffer.h"
 #include "agent/warden/files.h"
+#include "agent/warden/exec.h"
 #include "agent/warden/lease_table.h"
 #include "agent/warden/node_facts.h"
 #include "agent/warden/wire.h"
@@ -68,6 +69,7 @@ std::string workload_of(const pb::WardenRequest& request) {
     case Op::kSignal: return request.signal().workload();
     case Op::kShadow: return request.shadow().workload();
     case Op::kLease: return request.lease().workload();
+    case Op::kExec: return request.exec().workload();
     default: return {};
   }
 }
@@ -607,6 +609,14 @@ void Server::Impl::dispatch(pb::WardenRequest& request) {
     case Op::kLogs:
       return on_pool(by, id, [this, op = std::move(*request.mutable_logs())](auto& response) {
         return logs(op, response);
+      });
+    case Op::kExec:
+      return on_pool(by, id, [this, op = std::move(*request.mutable_exec())](auto& response) -> Result<void> {
+        auto workload = find(op.workload());
+        const pid_t root = workload ? workload->place().root : 0;
+        if (root == 0) return make_error(Code::kNotFound, "exec", "no workload " + op.workload() + " runs on this node");
+        BATON_ASSIGN(*response.mutable_exec(), exec_inside(root, {op.argv().begin(), op.argv().end()}, std::chrono::microseconds(op.timeout_us())));
+        return {};
       });
     case Op::kProveFiles:
       return on_pool(by, id, [this, op = std::move(*request.mutable_prove_files())](auto& response) -> Result<void> {
