@@ -19,6 +19,7 @@ using std::chrono::steady_clock;
 
 bool same_memory(pid_t a, pid_t b) { return ::syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0; }
 
+constexpr std::uint64_t kEnrollPages = 256;   // of new mappings: fewer are not worth stopping the program
 constexpr auto kJudgeWatchAfter = std::chrono::seconds(1);
 constexpr auto kWatchAgainAfter = std::chrono::seconds(60);
 
@@ -123,7 +124,7 @@ Result<void> LinuxAttachment::take_up(const std::vector<pid_t>& pids, Freeze* fr
         auto stopped = tracee.stop(std::chrono::milliseconds(500));
         for (int i = 0; i < 10 && !stopped && stopped.error().code == Code::kTimedOut; ++i) {
           auto status = read_task_status(tid);
-          if (!status || status->state == 'D') break;
+          if (!status || (status->state == 'D' && i >= 5)) break;
           stopped = tracee.await_stop(std::chrono::milliseconds(500));
         }
         if (!stopped) {
@@ -206,12 +207,39 @@ Result<void> LinuxAttachment::collect_private(backend::PageSink& sink, Freeze* f
         return std::move(found).error();
       }
     }
-    if (renewed.empty()) return {};
+    if (renewed.empty()) {
+      if (pass > 0 || frozen != nullptr) return {};
+      BATON_ASSIGN(const bool enrolled, enroll_new());
+      if (!enrolled) return {};
+      std::erase_if(done, [](const AddressSpace* space) { return space->pages_untracked() != 0; });
+      continue;
+    }
     // They execute another program now, or have ended.
     for (pid_t pid : renewed) processes_.erase(pid);
     if (pass == 0) BATON_TRY(take_up(renewed, frozen));
   }
   return {};
+}
+
+// Mappings that are new since the last freeze, beside the running program: few of them wait for the
+// next freeze; for many the program is stopped, for as long as it takes to register them.
+Result<bool> LinuxAttachment::enroll_new() {
+  std::uint64_t untracked = 0;
+  for (auto& [pid, p] : processes_) untracked += p.space->pages_untracked();
+  if (untracked < kEnrollPages) return false;
+  BATON_ASSIGN(auto freeze, Freeze::take(members_));
+  Result<void> outcome = {};
+  std::set<AddressSpace*> done;
+  for (auto& [pid, p] : processes_) {
+    if (!done.insert(p.space.get()).second) continue;
+    outcome = p.space->enroll();
+    if (!outcome && is_gone(outcome.error())) outcome = {};   // found by the next collect
+    if (!outcome) break;
+  }
+  auto released = freeze->release();
+  if (!outcome) return std::move(outcome).error();
+  if (!released) return std::move(released).error();
+  return true;
 }
 
 Result<void> LinuxAttachment::copy_private(backend::PageSink& sink, backend::RoundStats& stats) {

@@ -52,6 +52,7 @@ class LinuxAttachment final : public backend::Attachment {
   Result<void> take_up_one(pid_t pid, Tracee& thread);
   void drop_ended(const std::vector<pid_t>& pids);
   void drop_split_spaces();
+  Result<bool> enroll_new();   // whether there was anything worth it
   Result<void> collect_private(backend::PageSink& sink, Freeze* frozen, backend::RoundStats& stats);
   Result<void> copy_private(backend::PageSink& sink, backend::RoundStats& stats);
   Result<void> stage_private(backend::PageSink& sink, backend::RoundStats& stats);

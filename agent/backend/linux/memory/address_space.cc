@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "agent/backend/linux/remote/proc.h"
 #include "base/check.h"
@@ -122,6 +123,13 @@ std::uint64_t AddressSpace::read_total_pages() const {
   return std::strtoull(text, nullptr, 10);
 }
 
+Result<void> AddressSpace::enroll() {
+  BATON_ASSIGN(const bool changed, map_.refresh());
+  map_changed_ = map_changed_ || changed;
+  if (!map_.problem().empty()) return {};   // told by collect
+  return tracker_->enroll(map_);
+}
+
 Result<std::uint64_t> AddressSpace::collect(backend::PageSink& sink, const Stillness& still) {
   bool changed = false;
   // Before the mappings are read: what grows meanwhile is found the next time.
@@ -134,7 +142,7 @@ Result<std::uint64_t> AddressSpace::collect(backend::PageSink& sink, const Still
     return make_error(Code::kUnsupported, "capture memory",
                       "process " + std::to_string(pid_) + ", " + map_.problem());
   }
-  if (changed) forget_unmapped(sink);
+  if (std::exchange(map_changed_, false) || changed) forget_unmapped(sink);
   collected_.clear();
   auto outcome = tracker_->collect(map_, known_, still, collected_);
   // What was found before a failure is protected again already: it must not be lost.

@@ -48,6 +48,10 @@ class AddressSpace {
   // Fails: kTraceeGone (the processes execute another program, or have ended), kUnsupported
   // (a mapping that cannot be captured has appeared).
   Result<std::uint64_t> collect(backend::PageSink& sink, const Stillness& still = {});
+  // Pages of mappings that the last collect had to leave out; and with the program stopped, takes
+  // them up (Tracker::enroll).
+  std::uint64_t pages_untracked() const { return collected_.untracked; }
+  Result<void> enroll();
   // These are to be copied too, if they are there.
   void copy_again(PageRun run);
   // Copies pending pages while the sink has room. Answers pages taken.
@@ -99,6 +103,7 @@ class AddressSpace {
   std::uint64_t total_pages_ = 0;      // of all mappings, when map_ was read
   PageSet known_, pending_;
   Collected collected_;
+  bool map_changed_ = false;           // found by enroll()
   bool keep_digests_ = false;
   ContentMap digests_;
   std::vector<std::byte> buffer_;

@@ -16,7 +16,8 @@ namespace baton::linux_backend {
 struct Collected {
   std::vector<PageRun> written;   // may have changed; page number = address / 4096
   std::vector<PageRun> gone;      // of `known`: read as zeros, or as the file, again
-  void clear() { written.clear(); gone.clear(); }
+  std::uint64_t untracked = 0;    // pages of mappings that are left out until enroll() or a stopped collect
+  void clear() { written.clear(); gone.clear(); untracked = 0; }
 };
 
 // What is known of the program's threads while a tracker collects.
@@ -33,6 +34,11 @@ class Tracker {
   virtual std::string_view name() const = 0;
   // The pages it reports have been written. False: they may have been, compare their content.
   virtual bool is_exact() const = 0;
+  // With the program stopped: takes up what is new in `map`; its pages come with the next collect.
+  // Where a tracker has to do something to a mapping, it does so here or in a stopped collect only:
+  // done to half of one that the program has just resized, it would be two for the program, whose
+  // mremap(2) of both then fails.
+  virtual Result<void> enroll(const MemoryMap& /*map*/) { return {}; }
   // Pages written since the last call, and protected again. The first call, and whatever is
   // new in `map`, gives every page present. May run beside the program, or with it stopped;
   // then the answer is complete. Fails: kTraceeGone; nothing is lost then that the next call

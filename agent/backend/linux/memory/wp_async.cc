@@ -90,10 +90,19 @@ class WpAsync final : public Tracker {
       if (still.mappings && still.transfers && (v.prot & PROT_WRITE) == 0) continue;
       bool file = v.kind == pb::MAPPING_FILE_PRIVATE;
       std::size_t at = out.written.size();
+      if (is_fresh(v)) {
+        BATON_TRY(begin_with(v, known, still, out));
+        continue;
+      }
       BATON_ASSIGN(Pagemap::Outcome outcome,
                    pagemap_.scan(v.start, v.end, file ? kWrittenFile : kWrittenAnonymous, out.written));
       if (outcome == Pagemap::Outcome::kNotTracked) {
-        BATON_TRY(take_up(v, known, out));
+        if (still.stopped) {
+          BATON_TRY(take_up(v));
+          BATON_TRY(begin_with(v, known, still, out));
+        } else {
+          out.untracked += (v.end - v.start) / 4096;
+        }
       } else if (file) {
         BATON_TRY(keep_own_pages(at, out));
         if (!still.mappings) BATON_TRY(find_given_back(v, known, out));
@@ -101,10 +110,25 @@ class WpAsync final : public Tracker {
         BATON_TRY(find_holes(v, known, out));
       }
     }
+    if (still.stopped) fresh_.clear();
+    return {};
+  }
+
+  Result<void> enroll(const MemoryMap& map) override {
+    std::vector<PageRun> ignored;
+    for (const Vma& v : map.vmas()) {
+      if (!v.is_private()) continue;
+      BATON_ASSIGN(Pagemap::Outcome outcome, pagemap_.scan(v.start, v.start + 4096, kAnyTracked, ignored));
+      if (outcome != Pagemap::Outcome::kNotTracked) continue;
+      BATON_TRY(take_up(v));
+      fresh_.push_back({v.start / 4096, (v.end - v.start) / 4096});
+    }
     return {};
   }
 
  private:
+  static constexpr Pagemap::Query kAnyTracked{.flags = abi::kScanCheckWpAsync, .mask = abi::kPageIsPresent,
+                                              .returned = abi::kPageIsPresent};
   static constexpr Pagemap::Query kWrittenAnonymous{
       .flags = abi::kScanWpMatching | abi::kScanCheckWpAsync, .mask = abi::kPageIsWritten,
       .returned = abi::kPageIsWritten};
@@ -120,33 +144,42 @@ class WpAsync final : public Tracker {
       .mask = abi::kPageIsFile, .any_of = abi::kPageIsPresent | abi::kPageIsSwapped,
       .returned = abi::kPageIsPresent};
 
-  // A mapping (or part of one) that is new: registers it, and everything present in it counts
-  // as written.
-  Result<void> take_up(const Vma& v, const PageSet& known, Collected& out) {
+  bool is_fresh(const Vma& v) const {
+    return std::any_of(fresh_.begin(), fresh_.end(), [&](const PageRun& run) {
+      return run.first < v.end / 4096 && v.start / 4096 < run.end();
+    });
+  }
+
+  // A mapping that is new, the program being stopped. What cannot be registered is read each time.
+  Result<void> take_up(const Vma& v) {
     uffdio_register reg{};
     reg.range = {v.start, v.end - v.start};
     reg.mode = UFFDIO_REGISTER_MODE_WP;
-    bool tracked = true;
-    if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &reg) < 0) {
-      int saved = errno;
-      // It changed under us, or cannot be registered: all of it counts as written, each time.
-      if (saved == ENOENT || saved == EINVAL || saved == ENOMEM) {
-        tracked = false;
-      } else if (saved == ESRCH) {
-        return make_error(Code::kTraceeGone, "track writes",
-                          "process " + std::to_string(pid_) + ": its address space is gone");
-      } else if (saved == EBUSY) {
-        return make_error(Code::kUnsupported, "track writes",
-                          "process " + std::to_string(pid_) + ": it uses userfaultfd itself");
-      }
-      if (tracked) return errno_error(saved, "UFFDIO_REGISTER", "process " + std::to_string(pid_));
+    if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &reg) == 0) return {};
+    const int saved = errno;
+    if (saved == ENOENT || saved == EINVAL || saved == ENOMEM) return {};
+    if (saved == ESRCH) {
+      return make_error(Code::kTraceeGone, "track writes",
+                        "process " + std::to_string(pid_) + ": its address space is gone");
     }
+    if (saved == EBUSY) {
+      return make_error(Code::kUnsupported, "track writes",
+                        "process " + std::to_string(pid_) + ": it uses userfaultfd itself");
+    }
+    return errno_error(saved, "UFFDIO_REGISTER", "process " + std::to_string(pid_));
+  }
+
+  // Everything present in it counts as written, and is protected from now on.
+  Result<void> begin_with(const Vma& v, const PageSet& known, const Stillness& still, Collected& out) {
     bool file = v.kind == pb::MAPPING_FILE_PRIVATE;
     std::size_t at = out.written.size();
     Pagemap::Query query = file ? kPresentFile : kPresentAnonymous;
-    if (!tracked) query.flags = 0;
     BATON_ASSIGN(Pagemap::Outcome outcome, pagemap_.scan(v.start, v.end, query, out.written));
     if (outcome == Pagemap::Outcome::kNotTracked) {
+      if (!still.stopped) {   // another one is there by now
+        out.untracked += (v.end - v.start) / 4096;
+        return {};
+      }
       query.flags = 0;
       BATON_TRY(pagemap_.scan(v.start, v.end, query, out.written));
     }
@@ -159,6 +192,9 @@ class WpAsync final : public Tracker {
       page = run.end();
     }
     forget(known, page, v.end / 4096, out);
+    if (!still.stopped) {
+      std::erase_if(fresh_, [&](const PageRun& run) { return run.first >= v.start / 4096 && run.end() <= v.end / 4096; });
+    }
     return {};
   }
 
@@ -240,6 +276,7 @@ class WpAsync final : public Tracker {
   Fd uffd_;
   Pagemap pagemap_;
   std::vector<std::uint64_t> entries_;
+  std::vector<PageRun> fresh_;      // registered by enroll(), not collected yet
 };
 
 Result<std::unique_ptr<Tracker>> attach(pid_t pid, Tracee& thread) {
