@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdlib>
+#include <set>
 
 #include "agent/backend/linux/remote/proc.h"
 #include "base/fault_point.h"
@@ -18,6 +19,10 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr auto kFreezeTimeout = std::chrono::seconds(2);
+// A parent in vfork stops when its child, let go before it, has executed or ended: on a busy machine
+// that takes a while. The parent waits for the child anyway.
+constexpr auto kLetGo = std::chrono::seconds(2);
+constexpr auto kVforkPatience = milliseconds(200);   // its siblings stand still meanwhile
 constexpr auto kStuckAfter = milliseconds(20);   // in an uninterruptible wait for that long
 
 void append_numbers(const std::string& text, std::vector<pid_t>& out) {
@@ -106,9 +111,34 @@ Result<void> Freeze::stop_threads(pid_t pid, const std::vector<pid_t>& tids, std
   return {};
 }
 
+std::vector<const Tracee*> Freeze::let_children_go(const Tracee& parent) {
+  pid_t pid = 0;
+  for (const auto& p : processes_) {
+    for (const auto& t : p.threads) {
+      if (t.tracee == &parent) pid = p.pid;
+    }
+  }
+  std::vector<const Tracee*> released;
+  for (auto& p : processes_) {
+    if (p.pid == pid || p.threads.empty()) continue;
+    auto fields = read_stat_fields(p.pid);
+    if (!fields || fields->size() < 2 || std::atoi((*fields)[1].c_str()) != pid) continue;
+    for (const auto& t : p.threads) {
+      if (t.tracee == nullptr || !t.tracee->await_stop(kStuckAfter)) continue;
+      (void)t.tracee->detach();
+      released.push_back(t.tracee);
+    }
+    std::erase_if(p.threads, [&](const StoppedThread& t) {
+      return std::find(released.begin(), released.end(), t.tracee) != released.end();
+    });
+  }
+  return released;
+}
+
 Result<bool> Freeze::await_all(const std::vector<Tracee*>& asked, Time give_up) {
+  std::set<const Tracee*> released;
   for (Tracee* tracee : asked) {
-    for (;;) {
+    while (!released.contains(tracee)) {
       auto stopped = tracee->await_stop(kStuckAfter);
       if (stopped) break;
       if (stopped.error().code == Code::kTraceeGone) {
@@ -119,7 +149,13 @@ Result<bool> Freeze::await_all(const std::vector<Tracee*>& asked, Time give_up) 
       }
       if (stopped.error().code != Code::kTimedOut) return std::move(stopped).error();
       if (steady_clock::now() > give_up) return std::move(stopped).error();
-      if (state_of(tracee->tid()) == 'D') return false;
+      if (state_of(tracee->tid()) != 'D') continue;
+      // A parent in vfork waits for a child that we hold: let go, the child executes or ends, and
+      // the parent stops. It is listed again afterwards.
+      auto children = let_children_go(*tracee);
+      released.insert(children.begin(), children.end());
+      if (children.empty() || !tracee->await_stop(kVforkPatience)) return false;
+      break;
     }
   }
   return true;
@@ -226,7 +262,7 @@ Result<void> Freeze::release() {
     auto given_back = t.detach();
     if (!given_back && given_back.error().code != Code::kTraceeGone && first) first = std::move(given_back);
   }
-  for (auto& t : tracees_) t.let_go(milliseconds(100));
+  for (auto& t : tracees_) t.let_go(kLetGo);
   tracees_.clear();
   processes_.clear();
   return first;

@@ -68,6 +68,7 @@ class Freeze {
   Result<void> settle();
   Result<void> stop_new_threads(pid_t pid, std::vector<Tracee*>& asked);
   Result<void> stop_threads(pid_t pid, const std::vector<pid_t>& tids, std::vector<Tracee*>& asked);
+  std::vector<const Tracee*> let_children_go(const Tracee& parent);   // those that are no longer held
   Result<bool> await_all(const std::vector<Tracee*>& asked, Time give_up);   // false: one is stuck
   Result<bool> attempt_known(const Roster& known, const std::function<bool()>& unchanged, Time give_up);
   StoppedProcess& process(pid_t pid);
