@@ -170,10 +170,14 @@ Animal in_mq_timedreceive() {
 }
 Animal in_cond_timedwait() {
   auto* mutex = new pthread_mutex_t(PTHREAD_MUTEX_INITIALIZER);
-  auto* cond = new pthread_cond_t(PTHREAD_COND_INITIALIZER);
+  auto* cond = new pthread_cond_t;
+  // By the clock that the loop measures with: the wall clock may be some ms apart after a move.
+  pthread_condattr_t by_monotonic;
+  MUST(pthread_condattr_init(&by_monotonic) == 0 && pthread_condattr_setclock(&by_monotonic, CLOCK_MONOTONIC) == 0);
+  MUST(pthread_cond_init(cond, &by_monotonic) == 0);
   return repeated(300, ETIMEDOUT, [=] {
     timespec t{};
-    clock_gettime(CLOCK_REALTIME, &t);
+    clock_gettime(CLOCK_MONOTONIC, &t);
     t.tv_nsec += 300 * kMs;
     if (t.tv_nsec >= 1000 * kMs) t.tv_nsec -= 1000 * kMs, ++t.tv_sec;
     pthread_mutex_lock(mutex);
