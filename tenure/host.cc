@@ -110,7 +110,7 @@ Host::~Host() {
     std::lock_guard lock(end_mutex_);
     ended_ = true;      // the log's thread goes on for a moment
   }
-  hub_.reset();
+  if (hub_) hub_->stop();   // its handlers use what follows
   log_.reset();
 }
 
@@ -122,7 +122,9 @@ void Host::tell(Event event) {
 void Host::know(const pb::PeerAddress& peer) {
   {
     std::lock_guard lock(mutex_);
-    told_peers_[peer.node()] = peer;
+    auto& known = told_peers_[peer.node()];
+    if (known.rpc() == peer.rpc() && known.stream() == peer.stream()) return;
+    known = peer;
   }
   hub_->post([this] { update_peers(); });
 }
@@ -158,6 +160,10 @@ void Host::publish(const std::vector<Effect>& effects) {
     if (known.record.incarnation() != w.disk.base().incarnation()) known.record = w.disk.base();
     known.may_run_until = may_run_until(state_, name, state_.woke);
     known.refused = refused_by_a_voter(state_, name, w);
+  }
+  linked_.clear();
+  for (const auto& [name, peer] : state_.peers) {
+    if (peer.linked) linked_.insert(name);
   }
   for (const auto& effect : effects) {
     if (effect.kind != EffectKind::kOutcome) continue;
@@ -214,6 +220,11 @@ std::optional<Host::Known> Host::known(const std::string& workload) const {
 std::map<std::string, Host::Known> Host::all() const {
   std::lock_guard lock(mutex_);
   return known_;
+}
+
+bool Host::linked(const std::string& peer) const {
+  std::lock_guard lock(mutex_);
+  return linked_.contains(peer);
 }
 
 std::optional<Host::Known> Host::wait(const std::string& workload, std::chrono::nanoseconds timeout,

@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "base/error.h"
@@ -64,6 +65,7 @@ class Host {
   };
   std::optional<Known> known(const std::string& workload) const;
   std::map<std::string, Known> all() const;
+  bool linked(const std::string& peer) const;
   // Waits until `ready` holds for what is known of the workload. Empty: not within `timeout`.
   std::optional<Known> wait(const std::string& workload, std::chrono::nanoseconds timeout,
                             const std::function<bool(const Known&)>& ready) const;
@@ -92,6 +94,7 @@ class Host {
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   std::map<std::string, Known> known_;
+  std::set<std::string> linked_;
   std::map<std::string, pb::PeerAddress> told_peers_;
   std::map<std::uint64_t, Answer> answers_;
   std::uint64_t next_request_ = 1;

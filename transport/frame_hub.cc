@@ -98,6 +98,7 @@ struct FrameHub::Impl {
   }
 
   void stop() {
+    if (!thread.joinable()) return;
     asio::post(io, [this] {
       stopping = true;
       boost::system::error_code ignored;
@@ -108,7 +109,7 @@ struct FrameHub::Impl {
       links.clear();
       io.stop();
     });
-    if (thread.joinable()) thread.join();
+    thread.join();
   }
 
   void log_once(const std::string& peer, const std::string& problem) {
@@ -326,7 +327,9 @@ Result<std::unique_ptr<FrameHub>> FrameHub::start(const std::string& listen, con
   return std::unique_ptr<FrameHub>(new FrameHub(std::move(impl)));
 }
 
-FrameHub::~FrameHub() { impl_->stop(); }
+FrameHub::~FrameHub() { stop(); }
+
+void FrameHub::stop() { impl_->stop(); }
 
 int FrameHub::port() const { return impl_->acceptor.local_endpoint().port(); }
 

@@ -40,7 +40,9 @@ class FrameHub {
   // Listens at HOST:PORT (port 0: a free one). Fails: kConflict (in use), kInvalid, kFailed.
   static Result<std::unique_ptr<FrameHub>> start(const std::string& listen, const TlsFiles& tls,
                                                  Handlers handlers);
-  ~FrameHub();   // ends all connections; no handler is called any more
+  ~FrameHub();   // stop()
+  // Ends all connections; blocks until no handler is called any more. Idempotent.
+  void stop();
   int port() const;
 
   // Everybody to be connected to: name → HOST:PORT. Who is not in it is disconnected.

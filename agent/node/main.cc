@@ -12,6 +12,7 @@
 #include <string>
 
 #include "agent/node/node.h"
+#include "agent/node/node_tenure.h"
 #include "agent/node/receiver.h"
 #include "agent/node/rpc_clients.h"
 #include "agent/node/service.h"
@@ -116,6 +117,17 @@ int run(const Arguments& arguments) {
         if (Node* node = node_ready) node->on_warden_connected();
       });
 
+  NodeTenure::Options voting;
+  voting.node = arguments.name;
+  pb::PeerAddress own;
+  own.set_stream(arguments.stream_listen);
+  voting.listen = tenure::tenure_address(own);
+  voting.folder = arguments.data_dir + "/tenure";
+  voting.coordinator = arguments.coordinator;
+  auto registry = make_tenure_registry(arguments.coordinator, *tls);
+  auto tenure = NodeTenure::start(voting, *tls, warden, *owners, *registry);
+  if (!tenure) return fail(tenure.error());
+
   Node::Options options;
   options.name = arguments.name;
   options.data_dir = arguments.data_dir;
@@ -128,7 +140,8 @@ int run(const Arguments& arguments) {
   env.warden = &warden;
   env.store = store->get();
   env.clock = &clock;
-  env.owners = owners.get();
+  env.owners = tenure->get();
+  env.tenure = tenure->get();
   env.connect_target = [&](const pb::PeerAddress& peer) { return make_target_agent(peer, *tls); };
   env.make_replica = [&](const pb::PeerAddress& peer, const pb::WorkloadSpec& spec,
                          const storage::WorkloadIdentity& identity) {
@@ -140,9 +153,13 @@ int run(const Arguments& arguments) {
   warden.start();
 
   Receiver receiver(**store, [&](const std::string& name) { return node.runs_here(name); }, &node.standbys());
+  receiver.on_committed([&](const std::string& name, std::uint64_t incarnation, std::uint64_t seq) {
+    (*tenure)->note_tip(name, incarnation, seq, false);
+  });
   auto stream_server = transport::PageStreamServer::start(arguments.stream_listen, *tls, receiver);
   if (!stream_server) return fail(stream_server.error());
   auto service = make_agent_service(node);
+  auto tenure_service = make_tenure_service(node);
   transport::RpcServerOptions rpc_options;
   StoreServiceOptions about_store;
   about_store.node = arguments.name;
@@ -150,7 +167,7 @@ int run(const Arguments& arguments) {
   about_store.tls = &*tls;
   about_store.budget_bytes = store_options.retention.byte_budget;
   auto store_service = make_store_service(about_store);
-  auto rpc_server = transport::RpcServer::start(arguments.listen, *tls, {service.get(), store_service.get()}, rpc_options);
+  auto rpc_server = transport::RpcServer::start(arguments.listen, *tls, {service.get(), tenure_service.get(), store_service.get()}, rpc_options);
   if (!rpc_server) return fail(rpc_server.error());
   auto session = std::make_unique<Session>(node, arguments.coordinator, *tls);
   spdlog::info("node {} serves at {}, page stream at {}", arguments.name, arguments.listen, arguments.stream_listen);

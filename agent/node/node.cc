@@ -1,11 +1,13 @@
 #include "agent/node/node.h"
 
+#include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
 
+#include "agent/node/node_tenure.h"
 #include "agent/node/spec.h"
 #include "base/fault_point.h"
 #include "base/fd.h"
@@ -17,6 +19,8 @@ using namespace std::chrono_literals;
 
 namespace {
 constexpr std::size_t kMaxEvents = 1000;
+constexpr auto kShadowPatience = 30s;   // its source makes checkpoints all the time
+constexpr auto kBuiltPatience = 10min;
 }  // namespace
 
 Node::Node(Options options, NodeEnv env)
@@ -47,9 +51,11 @@ Node::Node(Options options, NodeEnv env)
   std::filesystem::create_directories(options_.data_dir + "/workloads", ignored);
   ::chmod((options_.data_dir + "/workloads").c_str(), 0700);
   chores_thread_ = std::thread([this] { chores(); });
+  join_tenure();
 }
 
 Node::~Node() {
+  if (env_.tenure) env_.tenure->detach();
   std::map<std::string, std::shared_ptr<Workload>> gone;
   {
     std::lock_guard lock(mutex_);
@@ -57,6 +63,7 @@ Node::~Node() {
     changed_.notify_all();
   }
   chores_thread_.join();
+  takeovers_.clear();
   {
     std::lock_guard lock(mutex_);
     gone.swap(workloads_);
@@ -149,6 +156,12 @@ Result<void> Node::enter(pb::WorkloadSpec spec, std::uint64_t incarnation,
     lost_.erase(name);
   }
   if (old) old->halt({});
+  if (env_.tenure) {
+    pb::Ownership ownership;
+    ownership.set_owner(options_.name);
+    ownership.set_incarnation(incarnation);
+    env_.tenure->entered(name, ownership);
+  }
   report_soon();
   return save(*workload);
 }
@@ -166,6 +179,7 @@ void Node::remove(const std::string& name) {
   }
   erase_file(state_path(name));
   if (gone) gone->halt({});
+  if (gone && env_.tenure) env_.tenure->left(name);
   gone.reset();
   report_soon();
 }
@@ -251,8 +265,10 @@ pb::NodeReport Node::report(bool first) {
   }
   for (const auto& workload : all) {
     auto status = workload->status();
+    describe_tenure(status);
     if (status.state() != "moved") *out.add_workloads() = std::move(status);
   }
+  const auto views = standbys_.views();
   for (const auto& name : env_.store->workloads()) {
     auto tip = env_.store->tip(name);
     if (!tip || !*tip) continue;
@@ -260,6 +276,7 @@ pb::NodeReport Node::report(bool first) {
     held->set_workload(name);
     held->set_incarnation((*tip)->incarnation);
     held->set_seq((*tip)->seq);
+    describe_standby(views, *held);
   }
   return out;
 }
@@ -271,6 +288,7 @@ void Node::obey(const pb::NodeOrder& order) {
     std::lock_guard lock(mutex_);
     peers_.clear();
     for (const auto& peer : order.peers()) peers_[peer.node()] = peer;
+    if (env_.tenure) env_.tenure->peers(peers_);
   }
   for (const auto& set : order.standbys()) {
     auto workload = find(set.workload());
@@ -307,6 +325,11 @@ void Node::obey(const pb::NodeOrder& order) {
       continue;
     }
     if (ownership.owner().empty() && ownership.incarnation() == workload->incarnation()) continue;
+    if (auto voted = env_.tenure ? env_.tenure->known(name) : std::nullopt;
+        voted && voted->record.owner().empty() && voted->record.reason() == "exited" &&
+        voted->record.incarnation() >= ownership.incarnation()) {
+      continue;   // its end is what the record says
+    }
     std::string why = "the record names " +
                       (ownership.owner().empty() ? std::string("nobody") : ownership.owner()) +
                       " at incarnation " + std::to_string(ownership.incarnation());
@@ -335,11 +358,15 @@ void Node::on_warden_event(const pb::WardenEvent& event) {
     if (auto workload = find(event.workload())) workload->output_waits();
     return;
   }
+  if (event.lease_expired()) {
+    add_event("tenure", event.workload(), "stands still: no majority of its voters supports this node");
+    return;
+  }
   if (!event.exited()) return;
-  post([this, name = event.workload(), status = event.wait_status()] { process_ended(name, status); });
+  post([this, name = event.workload(), status = event.wait_status()] { process_ended(name, status, true); });
 }
 
-void Node::process_ended(const std::string& name, int wait_status) {
+void Node::process_ended(const std::string& name, int wait_status, bool witnessed) {
   auto workload = find(name);
   if (!workload || workload->state() == "moved" || workload->state() == "stopped") return;
   const bool known = workload->state() == "exited";
@@ -349,7 +376,15 @@ void Node::process_ended(const std::string& name, int wait_status) {
                                               : "exit status " + std::to_string(WEXITSTATUS(wait_status));
   add_event("exited", name, text);
   const pb::WorkloadSpec spec = workload->spec();
-  if (spec.on_exit() != pb::ON_EXIT_RESTART || spec.origin() != pb::ORIGIN_RUN) return;
+  if (spec.on_exit() != pb::ON_EXIT_RESTART || spec.origin() != pb::ORIGIN_RUN) {
+    // Killed while nobody looked: it was the end of this machine's power, not of the program.
+    if (witnessed || !WIFSIGNALED(wait_status) || WTERMSIG(wait_status) != SIGKILL) {
+      end_tenure(workload);
+    } else if (env_.tenure) {
+      env_.tenure->left(name);
+    }
+    return;
+  }
   std::uint32_t count = 0;
   {
     std::lock_guard lock(mutex_);
@@ -443,7 +478,7 @@ void Node::take_up_process(const pb::WorkloadProcess& process) {
   if (process.shadow_seq() != 0) return;   // it stands by, and does not run
   if (auto workload = find(name)) {
     if (process.state() == "exited") {
-      process_ended(name, process.wait_status());
+      process_ended(name, process.wait_status(), false);
     } else {
       workload->resume_captures();
     }
@@ -478,7 +513,7 @@ void Node::take_up_process(const pb::WorkloadProcess& process) {
     return;
   }
   if (process.state() == "exited") {
-    process_ended(name, process.wait_status());
+    process_ended(name, process.wait_status(), false);
   } else {
     add_event("taken up", name, "pid " + std::to_string(process.pid()) + ", by a restarted agent");
   }
@@ -531,7 +566,15 @@ void Node::settle_incoming() {
     open = incoming_;
   }
   for (const auto& [name, incoming] : open) {
-    auto answer = env_.owners->get_owner(name);
+    // The voters tell this node of their own accord; asking them would be a vote.
+    auto voted = env_.tenure ? env_.tenure->known(name) : std::nullopt;
+    Result<pb::Ownership> answer = pb::Ownership();
+    if (voted && voted->record.voters_size() > 0) {
+      answer->set_owner(voted->record.owner());
+      answer->set_incarnation(voted->record.incarnation());
+    } else {
+      answer = env_.owners->get_owner(name);
+    }
     if (!answer) continue;
     if (answer->owner() == options_.name && answer->incarnation() > incoming.request.incarnation()) {
       pb::ActivateTargetRequest request;
@@ -542,12 +585,27 @@ void Node::settle_incoming() {
       if (!done && done.error().code != Code::kConflict) {
         spdlog::error("{}: owned by this node, but not running yet: {}", name, done.error().message());
       }
-    } else if (answer->incarnation() > incoming.request.incarnation() ||
-               env_.clock->boot_now() - incoming.since > 10min) {
+    } else if (answer->incarnation() > incoming.request.incarnation() || abandoned(name)) {
       if (auto done = discard_target(name); !done) spdlog::warn("{}: {}", name, done.error().message());
     }
   }
   post_after(2s, [this] { settle_incoming(); });
+}
+
+// A migration's source that is gone sends no more checkpoints.
+bool Node::abandoned(const std::string& name) {
+  auto standby = standbys_.find(name);
+  const std::uint64_t reached = standby ? standby->view().ready_seq : 0;
+  const auto now = env_.clock->boot_now();
+  std::lock_guard lock(mutex_);
+  auto it = incoming_.find(name);
+  if (it == incoming_.end()) return false;
+  Incoming& incoming = it->second;
+  if (incoming.followed_at == BootTime{} || reached != incoming.followed) {
+    incoming.followed = reached;
+    incoming.followed_at = now;
+  }
+  return now - incoming.followed_at > (incoming.shadow ? kShadowPatience : kBuiltPatience);
 }
 
 }  // namespace baton::node

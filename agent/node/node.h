@@ -28,6 +28,8 @@
 #include "agent/node/standby.h"
 #include "agent/node/workload.h"
 #include "proto/coordinator.pb.h"
+#include "proto/tenure.pb.h"
+#include "tenure/machine.h"
 
 namespace baton::node {
 
@@ -71,10 +73,14 @@ class Node {
     pb::WorkloadProcess process;
     std::uint64_t seq = 0, pages = 0;
     std::chrono::nanoseconds lost{};        // since the freeze of that checkpoint, by wall clocks
+    BootTime activated{};                   // from then on it ran
     pb::Mode from = pb::MODE_COLD;
   };
   Result<TakenOver> take_over(const TakeOver& order);
   Standbys& standbys() { return standbys_; }
+  // By the voters. What runs here is held first; when nothing has changed it goes on.
+  Result<pb::Ownership> propose_owner(const pb::ProposeOwnerRequest& request);
+  Result<pb::FailoverReport> take_over_asked(const pb::TakeOverRequest& request);
   Result<pb::AgentInspectResponse> inspect(const pb::AgentInspectRequest& request);
   Result<pb::LogsResponse> logs(const std::string& name, std::int64_t offset);
   Result<pb::NodeFacts> facts();
@@ -109,6 +115,8 @@ class Node {
     pb::BuildTargetRequest request;
     BootTime since{};
     bool shadow = false;         // built ahead: it follows the checkpoints that go on arriving
+    std::uint64_t followed = 0;  // how far it was when last looked at, and since when
+    BootTime followed_at{};
   };
   class Busy;  // marks a name for the length of a scope
 
@@ -121,10 +129,28 @@ class Node {
   void take_up_process(const pb::WorkloadProcess& process);
   void settle_frozen(const pb::WorkloadProcess& process, const pb::StartRequest& record);
   void settle_incoming();
-  void process_ended(const std::string& name, int wait_status);
+  bool abandoned(const std::string& name);
+  // `witnessed`: while this agent was there.
+  void process_ended(const std::string& name, int wait_status, bool witnessed);
   void restart(const std::shared_ptr<Workload>& workload);
+  bool may_fail_over(const std::string& name);
+  void end_tenure(const std::shared_ptr<Workload>& workload);
   void give_up_workload(const std::string& name, const std::string& why);
   Result<TakenOver> run_cold(const TakeOver& order, const std::string& name);
+  void join_tenure();
+  bool stopping() const;
+  pb::WorkloadSpec spec_for_takeover(const std::string& name);
+  void run_owned(const pb::TenureRecord& record, const tenure::Timeline& timeline);
+  void lose(const pb::TenureRecord& record);
+  void release_workload(const std::string& name);
+  void follow_record(const pb::TenureRecord& record);
+  Result<void> retire_tenure(const Workload& workload);
+  void settle_held(const std::string& name);
+  std::optional<pb::TenureRecord> wish_for(const Workload& workload);
+  void tend_voters();
+  void describe_standby(const std::map<std::string, StandbyView>& views, pb::HeldCheckpoint& held) const;
+  void describe_tenure(pb::WorkloadStatus& status) const;
+  Result<std::uint64_t> lease_for(const std::string& name, std::uint64_t incarnation) const;
   Result<pb::BuildTargetResponse> build_ahead(const pb::BuildTargetRequest& request);
   Result<void> note_incoming(const pb::BuildTargetRequest& request, bool shadow);
   void forget_incoming(const std::string& name);
@@ -151,8 +177,10 @@ class Node {
   std::map<std::string, Incoming> incoming_;
   std::map<std::string, pb::WorkloadStatus> lost_;
   std::set<std::string> busy_;
+  std::set<std::string> ending_;     // being stopped on request: their voters are told by that
   std::map<std::string, pb::PeerAddress> peers_;
   std::map<std::string, std::uint32_t> restarts_;
+  std::map<std::string, std::deque<std::chrono::steady_clock::time_point>> exits_;
   std::deque<pb::Event> events_;
   std::optional<pb::NodeFacts> facts_;
   bool report_now_ = false;
@@ -164,6 +192,7 @@ class Node {
   };
   std::deque<Chore> chores_;
   std::thread chores_thread_;
+  std::vector<std::jthread> takeovers_;
   Standbys standbys_;            // last: its threads tell events
 };
 

@@ -36,12 +36,15 @@ class TargetAgent {
                                 std::function<Result<pb::ReadFileResponse>(std::uint64_t offset)> read) = 0;
 };
 
+class NodeTenure;
+
 struct NodeEnv {
   std::string node;
   Warden* warden = nullptr;
   storage::Store* store = nullptr;
   const Clock* clock = nullptr;
   OwnerRecords* owners = nullptr;
+  NodeTenure* tenure = nullptr;        // null in tests: the owner records decide, nothing is leased
   std::function<pb::PeerAddress()> self;
   std::function<std::unique_ptr<TargetAgent>(const pb::PeerAddress&)> connect_target;
   std::function<std::unique_ptr<Replica>(const pb::PeerAddress&, const pb::WorkloadSpec&,

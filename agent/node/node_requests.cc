@@ -5,6 +5,7 @@
 #include "agent/node/busy.h"
 #include "agent/node/local_replica.h"
 #include "agent/node/node.h"
+#include "agent/node/node_tenure.h"
 #include "agent/node/receiver.h"
 #include "agent/node/spec.h"
 #include "base/fault_point.h"
@@ -83,6 +84,15 @@ Result<void> Node::stop(const pb::StopWorkloadRequest& request) {
     }
     const std::string state = workload->state();
     if (state == "migrating") return make_error(Code::kConflict, "stop", name + " is being migrated");
+    {
+      std::lock_guard lock(mutex_);
+      ending_.insert(name);
+    }
+    if (auto retired = retire_tenure(*workload); !retired) {
+      std::lock_guard lock(mutex_);
+      ending_.erase(name);
+      return retired;
+    }
     workload->halt("stopped");
   }
   Result<void> done;
@@ -91,9 +101,17 @@ Result<void> Node::stop(const pb::StopWorkloadRequest& request) {
   } else {
     done = env_.warden->stop(name, request.grace_us(), request.grace_us() == 0);
   }
-  if (!done && done.error().code != Code::kNotFound) return done;
+  if (!done && done.error().code != Code::kNotFound) {
+    std::lock_guard lock(mutex_);
+    ending_.erase(name);
+    return done;
+  }
   const bool known = workload != nullptr || load_state(name).has_value();
   remove(name);
+  {
+    std::lock_guard lock(mutex_);
+    ending_.erase(name);
+  }
   if (!known && !done) return make_error(Code::kNotFound, "stop", name + " is not on " + options_.name);
   add_event(request.keep_program() ? "released" : "stopped", name, "on request");
   return {};
@@ -226,6 +244,11 @@ Result<void> Node::drop_workload(const std::string& name) {
   BATON_ASSIGN(auto busy, Busy::take(*this, name));
   if (find(name)) return make_error(Code::kConflict, "drop", name + " runs on " + options_.name);
   standbys_.remove(name);
+  if (env_.tenure) {
+    // What a voter has promised it keeps until nobody may run the workload any more.
+    auto voted = env_.tenure->known(name);
+    if (!voted || voted->record.owner().empty()) env_.tenure->forget(name);
+  }
   auto dropped = env_.store->drop_workload(name);
   if (!dropped && dropped.error().code == Code::kNotFound) return {};
   return dropped;

@@ -5,6 +5,7 @@
 #include "agent/node/busy.h"
 #include "agent/node/local_replica.h"
 #include "agent/node/node.h"
+#include "agent/node/node_tenure.h"
 #include "agent/node/spec.h"
 #include "base/fault_point.h"
 #include "base/log.h"
@@ -38,6 +39,10 @@ Result<Node::TakenOver> Node::take_over(const TakeOver& order) {
     remove(name);
   }
   BATON_TRY(fault_point("agent.restore.begin"));
+  // Nothing of an earlier owner is accepted from here on.
+  if (auto held = enter_workload(*env_.store, identity, order.ownership.incarnation()); !held) {
+    spdlog::warn("{}: {}", name, held.error().message());
+  }
   TakenOver taken;
   auto standby = standbys_.find(name);
   bool runs = false;
@@ -47,6 +52,7 @@ Result<Node::TakenOver> Node::take_over(const TakeOver& order) {
     activation.incarnation = order.ownership.incarnation();
     activation.spec = spec;
     activation.paused = order.paused;
+    activation.lease = [&] { return lease_for(name, order.ownership.incarnation()); };
     auto activated = standby->activate(activation);
     if (activated && *activated) {
       taken.process = std::move((*activated)->process);
@@ -63,9 +69,8 @@ Result<Node::TakenOver> Node::take_over(const TakeOver& order) {
     BATON_ASSIGN(taken, run_cold(order, name));
   }
   const auto ran = env_.clock->monotonic_now();
+  taken.activated = env_.clock->boot_now();
   BATON_TRY(fault_point("agent.restore.activated"));
-  auto held = enter_workload(*env_.store, identity, order.ownership.incarnation());
-  if (!held) spdlog::warn("{}: {}", name, held.error().message());
   if (runs) {
     if (auto tip = env_.store->tip(name); tip && *tip) {
       taken.pages = (*tip)->pages;
@@ -84,6 +89,10 @@ Result<Node::TakenOver> Node::take_over(const TakeOver& order) {
                                   std::to_string(taken.process.pid()) + ", out of " + std::string(word(taken.from)) +
                                   ", running after " + std::to_string((ran - begin).count() / 1000) + " us");
   return taken;
+}
+
+Result<std::uint64_t> Node::lease_for(const std::string& name, std::uint64_t incarnation) const {
+  return env_.tenure ? env_.tenure->lease_for_activation(name, incarnation) : Result<std::uint64_t>(0);
 }
 
 Result<Node::TakenOver> Node::run_cold(const TakeOver& order, const std::string& name) {
@@ -138,7 +147,10 @@ Result<Node::TakenOver> Node::run_cold(const TakeOver& order, const std::string&
   activate.set_workload(name);
   activate.set_paused(order.paused);
   activate.set_away_ns(away());
-  auto process = env_.warden->activate(activate);
+  activate.set_incarnation(order.ownership.incarnation());
+  Result<std::uint64_t> until = order.as.empty() ? lease_for(name, order.ownership.incarnation()) : Result<std::uint64_t>(0);
+  if (until) activate.set_lease_until_ns(*until);
+  Result<pb::WorkloadProcess> process = until ? env_.warden->activate(activate) : Result<pb::WorkloadProcess>(until.error());
   if (!process) {
     (void)env_.warden->stop(name, 0, true);
     return process.error();

@@ -191,6 +191,7 @@ Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTarge
     ActivationOrder order;
     order.incarnation = ownership.incarnation();
     order.spec = spec;
+    order.lease = [&] { return lease_for(name, ownership.incarnation()); };
     auto activated = standby->activate(order);
     if (activated && *activated) process = std::move((*activated)->process);
     else if (!activated) process = activated.error();
@@ -199,7 +200,12 @@ Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTarge
   const bool from_standby = process.has_value();
   standbys_.remove(name, true);
   Barred barred(standbys_, name);
-  if (!process) process = env_.warden->activate(activate);
+  if (!process) {
+    BATON_ASSIGN(const std::uint64_t until, lease_for(name, ownership.incarnation()));
+    activate.set_incarnation(ownership.incarnation());
+    activate.set_lease_until_ns(until);
+    process = env_.warden->activate(activate);
+  }
   if (!process) {
     if (process.error().code == Code::kUnreachable) return process.error();
     // Already running (our answer was lost, this agent restarted), or no longer built: then
@@ -226,6 +232,8 @@ Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTarge
       StoreSource source(*env_.store, image.identity, image.hasher);
       BATON_TRY(build_and_fill(*env_.warden, source, image, build, {}));
       activate.set_away_ns(build.away_ns());
+      BATON_ASSIGN(const std::uint64_t until, lease_for(name, ownership.incarnation()));
+      activate.set_lease_until_ns(until);
       BATON_ASSIGN(auto started, env_.warden->activate(activate));
       process = started;
     }

@@ -17,9 +17,10 @@ class Channel final : public transport::ReceiverChannel {
  public:
   Channel(storage::Store& store, storage::WorkloadIdentity identity,
           std::shared_ptr<const dedup::PageHasher> hasher, storage::Durability durability,
-          std::shared_ptr<Standby> standby)
+          std::shared_ptr<Standby> standby, const Receiver::Committed& committed)
       : store_(store),
         standby_(std::move(standby)),
+        committed_(committed),
         identity_(std::move(identity)),
         hasher_(std::move(hasher)),
         durability_(durability),
@@ -76,6 +77,7 @@ class Channel final : public transport::ReceiverChannel {
     std::vector<dedup::Digest> missing;
     auto done = store_.commit(*record, durability_, &missing);
     if (!done) return refuse(done.error(), std::move(missing));
+    if (committed_) committed_(identity_.workload, record->incarnation, seq);
     if (standby_) {   // behind the commit, on a thread of its own
       if (auto tip = store_.tip(identity_.workload); tip && *tip) standby_->committed((*tip)->pages);
     }
@@ -89,6 +91,7 @@ class Channel final : public transport::ReceiverChannel {
  private:
   storage::Store& store_;
   const std::shared_ptr<Standby> standby_;
+  const Receiver::Committed& committed_;      // the receiver's: it outlives its channels
   const storage::WorkloadIdentity identity_;
   const std::shared_ptr<const dedup::PageHasher> hasher_;
   const storage::Durability durability_;
@@ -128,7 +131,7 @@ Result<transport::Opened> Receiver::on_open(const transport::StreamPeer& peer,
   if (have_spec) BATON_TRY(store_.set_policy(request.workload, retention_of(spec)));
   std::shared_ptr<Standby> standby;
   if (standbys_ != nullptr && have_spec && spec.name() == request.workload) standby = standbys_->open(request.workload, spec);
-  opened.channel = std::make_unique<Channel>(store_, std::move(identity), std::move(hasher), durability, std::move(standby));
+  opened.channel = std::make_unique<Channel>(store_, std::move(identity), std::move(hasher), durability, std::move(standby), committed_);
   spdlog::info("{}: standing by for {}, newest here: {}", request.workload, peer.identity.name,
                opened.reply.tip_seq);
   return opened;

@@ -20,6 +20,9 @@ class Receiver final : public transport::StreamHandler {
   Receiver(storage::Store& store, std::function<std::uint64_t(const std::string&)> runs_here,
            Standbys* standbys = nullptr)
       : store_(store), runs_here_(std::move(runs_here)), standbys_(standbys) {}
+  // Told of each commit before it is acknowledged. Before anything is received.
+  using Committed = std::function<void(const std::string& workload, std::uint64_t incarnation, std::uint64_t seq)>;
+  void on_committed(Committed committed) { committed_ = std::move(committed); }
 
   Result<transport::Opened> on_open(const transport::StreamPeer& peer,
                                     const transport::OpenRequest& request) override;
@@ -35,6 +38,7 @@ class Receiver final : public transport::StreamHandler {
   storage::Store& store_;
   const std::function<std::uint64_t(const std::string&)> runs_here_;
   Standbys* const standbys_;
+  Committed committed_;
 };
 
 // The checkpoint as a record without a parent: what a fetch and a pull carry.

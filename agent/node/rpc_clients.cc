@@ -4,6 +4,7 @@
 
 #include "proto/agent.grpc.pb.h"
 #include "proto/coordinator.grpc.pb.h"
+#include "proto/tenure.grpc.pb.h"
 #include "transport/rpc.h"
 
 namespace baton::node {
@@ -45,6 +46,34 @@ class RpcOwnerRecords final : public OwnerRecords {
  private:
   const std::string address_;
   std::unique_ptr<pb::Coordinator::Stub> stub_;
+};
+
+class RpcTenureRegistry final : public TenureRegistry {
+ public:
+  RpcTenureRegistry(const std::string& address, const transport::TlsFiles& tls)
+      : address_(address),
+        stub_(pb::TenureCoordinator::NewStub(transport::make_channel(address, tls, transport::Role::kCoordinator))) {}
+
+  Result<pb::TenureAdvice> note(const pb::TenureNote& note) override {
+    grpc::ClientContext context;
+    transport::set_deadline(context, kOwnerTimeout);
+    pb::TenureAdvice out;
+    auto status = stub_->NoteTenure(&context, note, &out);
+    if (!status.ok()) return transport::from_status(status, "note tenure", "coordinator " + address_);
+    return out;
+  }
+  Result<pb::Ownership> enter_voters(const pb::TenureRecord& record) override {
+    grpc::ClientContext context;
+    transport::set_deadline(context, kOwnerTimeout);
+    pb::Ownership out;
+    auto status = stub_->EnterVoters(&context, record, &out);
+    if (!status.ok()) return transport::from_status(status, "enter voters", "coordinator " + address_);
+    return out;
+  }
+
+ private:
+  const std::string address_;
+  std::unique_ptr<pb::TenureCoordinator::Stub> stub_;
 };
 
 class RpcTargetAgent final : public TargetAgent {
@@ -127,6 +156,11 @@ class RpcTargetAgent final : public TargetAgent {
 std::unique_ptr<OwnerRecords> make_owner_records(const std::string& coordinator_address,
                                                  const transport::TlsFiles& tls) {
   return std::make_unique<RpcOwnerRecords>(coordinator_address, tls);
+}
+
+std::unique_ptr<TenureRegistry> make_tenure_registry(const std::string& coordinator_address,
+                                                     const transport::TlsFiles& tls) {
+  return std::make_unique<RpcTenureRegistry>(coordinator_address, tls);
 }
 
 std::unique_ptr<TargetAgent> make_target_agent(const pb::PeerAddress& peer, const transport::TlsFiles& tls) {

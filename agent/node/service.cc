@@ -189,7 +189,34 @@ class AgentService final : public pb::Agent::Service {
   Node& node_;
 };
 
+class TenureService final : public pb::TenureAgent::Service {
+ public:
+  explicit TenureService(Node& node) : node_(node) {}
+
+  grpc::Status ProposeOwner(grpc::ServerContext* context, const pb::ProposeOwnerRequest* request,
+                            pb::Ownership* response) override {
+    if (auto who = transport::require_role(*context, "ProposeOwner", {Role::kCoordinator}); !who) return to_status(who.error());
+    auto changed = node_.propose_owner(*request);
+    if (!changed) return to_status(changed.error());
+    *response = std::move(*changed);
+    return grpc::Status::OK;
+  }
+  grpc::Status TakeOver(grpc::ServerContext* context, const pb::TakeOverRequest* request,
+                        pb::FailoverReport* response) override {
+    if (auto who = transport::require_role(*context, "TakeOver", {Role::kCoordinator}); !who) return to_status(who.error());
+    auto report = node_.take_over_asked(*request);
+    if (!report) return to_status(report.error());
+    *response = std::move(*report);
+    return grpc::Status::OK;
+  }
+
+ private:
+  Node& node_;
+};
+
 }  // namespace
+
+std::unique_ptr<grpc::Service> make_tenure_service(Node& node) { return std::make_unique<TenureService>(node); }
 
 std::unique_ptr<grpc::Service> make_agent_service(Node& node) { return std::make_unique<AgentService>(node); }
 

@@ -53,6 +53,11 @@ void Standby::retire() {
   stage_.clear();
 }
 
+pb::WorkloadSpec Standby::spec() const {
+  std::lock_guard lock(mutex_);
+  return spec_;
+}
+
 void Standby::set_spec(const pb::WorkloadSpec& spec) {
   {
     std::lock_guard lock(mutex_);
@@ -431,6 +436,10 @@ Result<Activated> Standby::activate_shadow(const ActivationOrder& order, std::ui
   request.set_paused(order.paused);
   request.set_seq(seq);
   request.set_incarnation(order.incarnation);
+  if (order.lease) {
+    BATON_ASSIGN(const std::uint64_t until, order.lease());
+    request.set_lease_until_ns(until);
+  }
   BATON_ASSIGN(auto process, env_.warden->activate(request));
   shadow_seq_ = 0;   // it is the program now
   return Activated{std::move(process), seq, pb::MODE_HOT};
@@ -450,7 +459,9 @@ Result<Activated> Standby::activate_warm(const ActivationOrder& order, const Res
   request.set_workload(name_);
   request.set_paused(order.paused);
   request.set_incarnation(order.incarnation);
-  auto process = env_.warden->activate(request);
+  Result<std::uint64_t> until = order.lease ? order.lease() : Result<std::uint64_t>(0);
+  if (until) request.set_lease_until_ns(*until);
+  Result<pb::WorkloadProcess> process = until ? env_.warden->activate(request) : Result<pb::WorkloadProcess>(until.error());
   if (!process) {
     (void)env_.warden->stop(name_, 0, true);
     return process.error();

@@ -12,7 +12,7 @@
 //
 // Standbys shares this node's budget of memory among all of them (standby_budget.h), and
 // writes DATA/workloads/NAME.standby (the spec without its secret), from which a restarted
-// agent builds again.
+// agent builds again, and with which it takes over.
 //
 // Threads: one of its own per standby. Public functions may be called from any thread.
 // `work_mutex_` is held for each piece of work on the warden's shadow or the image.
@@ -58,6 +58,8 @@ struct ActivationOrder {
   std::uint64_t incarnation = 0;
   pb::WorkloadSpec spec;
   bool paused = false;
+  // Asked right before it is let go: until when it may run (ActivateRequest.lease_until_ns).
+  std::function<Result<std::uint64_t>()> lease;
 };
 struct Activated {
   pb::WorkloadProcess process;
@@ -74,6 +76,7 @@ class Standby {
   void set_spec(const pb::WorkloadSpec& spec);
   // For a migration: hot, whatever the spec says, until released.
   void want_hot(bool wanted);
+  pb::WorkloadSpec spec() const;                           // without its secret
   StandbyClaim claim() const;
   void grant(const StandbyGrant& grant);
 
@@ -156,6 +159,7 @@ class Standbys {
   // Null: the name is being taken over on this node, or there is nothing to keep ready.
   std::shared_ptr<Standby> open(const std::string& name, const pb::WorkloadSpec& spec);
   std::shared_ptr<Standby> find(const std::string& name) const;
+  std::map<std::string, StandbyView> views() const;
   // Forgets it, shadow and file included; `barred`: until `allow`, so that nothing is built
   // under the name while the caller does.
   void remove(const std::string& name, bool barred = false);

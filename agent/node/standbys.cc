@@ -60,14 +60,10 @@ std::shared_ptr<Standby> Standbys::open(const std::string& name, const pb::Workl
     standby = slot;
   }
   if (!fresh) standby->set_spec(spec);
-  if (spec.mode() == pb::MODE_HOT || spec.mode() == pb::MODE_WARM) {
-    const std::string bytes = spec.SerializeAsString();
-    auto held = read_file(path(name), 1u << 20);
-    if (!held || *held != bytes) {
-      if (auto saved = replace_file(path(name), bytes); !saved) spdlog::warn("{}: {}", name, saved.error().message());
-    }
-  } else {
-    ::unlink(path(name).c_str());
+  const std::string bytes = spec.SerializeAsString();
+  auto held = read_file(path(name), 1u << 20);
+  if (!held || *held != bytes) {
+    if (auto saved = replace_file(path(name), bytes); !saved) spdlog::warn("{}: {}", name, saved.error().message());
   }
   share();
   return standby;
@@ -77,6 +73,17 @@ std::shared_ptr<Standby> Standbys::find(const std::string& name) const {
   std::lock_guard lock(mutex_);
   auto it = all_.find(name);
   return it == all_.end() ? nullptr : it->second;
+}
+
+std::map<std::string, StandbyView> Standbys::views() const {
+  std::map<std::string, std::shared_ptr<Standby>> all;
+  {
+    std::lock_guard lock(mutex_);
+    all = all_;
+  }
+  std::map<std::string, StandbyView> out;
+  for (const auto& [name, standby] : all) out[name] = standby->view();
+  return out;
 }
 
 void Standbys::remove(const std::string& name, bool barred) {

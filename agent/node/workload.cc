@@ -4,6 +4,7 @@
 
 #include "agent/node/local_replica.h"
 #include "agent/node/migration_run.h"
+#include "agent/node/node_tenure.h"
 #include "agent/node/spec.h"
 #include "base/fault_point.h"
 #include "base/log.h"
@@ -337,10 +338,13 @@ void Workload::committed(const pb::PeerAddress& peer, bool standby, const Snapsh
     const bool counts = standby || wanted_standbys_.empty() ||
                         (migration_ && migration_->request.target().node() == peer.node());
     if (!counts || snapshot->seq <= last_committed_) return;
+    // Who may be fenced off by now cannot call anything committed.
+    if (env_.tenure && !env_.tenure->counts(name(), peer.node())) return;
     first = !last_committed_snapshot_;
     pacing_.committed(env_.clock->boot_now() - snapshot->freeze_boot);
     last_committed_ = snapshot->seq;
     last_committed_snapshot_ = snapshot;
+    if (env_.tenure) env_.tenure->note_tip(name(), snapshot->incarnation, snapshot->seq, true);
     last_pause_ = std::chrono::microseconds(snapshot->pause_us);
     changed_.notify_all();
   }

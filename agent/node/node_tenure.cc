@@ -1,0 +1,393 @@
+#include "agent/node/node_tenure.h"
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+namespace baton::node {
+namespace {
+
+using namespace std::chrono_literals;
+constexpr auto kChangeTimeout = 3s;
+constexpr auto kQueryTimeout = 3s;
+constexpr auto kGrantWait = 2s;             // for the grants of a new owner
+constexpr auto kUnknownRecordWait = 5ms;    // of a workload that this node has not heard of: probably it has no voters
+constexpr std::chrono::milliseconds kCoordinatorRetry = 300ms, kAskAdvice = 5000ms;
+constexpr std::size_t kMaxReports = 1000;
+
+pb::Ownership ownership_of(const pb::TenureRecord& record) {
+  pb::Ownership out;
+  out.set_workload(record.workload());
+  out.set_owner(record.owner());
+  out.set_incarnation(record.incarnation());
+  return out;
+}
+
+bool has_voters(const std::optional<tenure::Host::Known>& known) { return known && known->record.voters_size() > 0; }
+
+}  // namespace
+
+NodeTenure::NodeTenure(Options options, Warden& warden, OwnerRecords& registry, TenureRegistry& advice)
+    : options_(std::move(options)), warden_(warden), registry_(registry), advice_(advice) {}
+
+Result<std::unique_ptr<NodeTenure>> NodeTenure::start(Options options, const transport::TlsFiles& tls, Warden& warden,
+                                                      OwnerRecords& registry, TenureRegistry& advice) {
+  std::unique_ptr<NodeTenure> out(new NodeTenure(std::move(options), warden, registry, advice));
+  NodeTenure* raw = out.get();
+  tenure::Host::Handlers handlers;
+  handlers.tip = [raw](const std::string& workload) {
+    std::lock_guard lock(raw->mutex_);
+    auto it = raw->tips_.find(workload);
+    return it == raw->tips_.end() ? pb::TenureTip() : it->second.newest;
+  };
+  handlers.knows_commits = [raw](const std::string& workload) {
+    std::lock_guard lock(raw->mutex_);
+    auto it = raw->tips_.find(workload);
+    return it != raw->tips_.end() && it->second.counted;
+  };
+  handlers.effect = [raw](const tenure::Effect& effect) { raw->on_effect(effect); };
+  handlers.problem = [raw](const std::string& text) {
+    if (text.empty()) {
+      spdlog::info("tenure: the voter's log can be written again");
+    } else {
+      spdlog::error("tenure: this node cannot vote: {}", text);
+    }
+  };
+  BATON_ASSIGN(out->host_, tenure::Host::start({raw->options_.node, raw->options_.listen, raw->options_.folder}, tls,
+                                               std::move(handlers)));
+  for (const auto& [name, known] : out->host_->all()) out->notes_[name] = known.record;
+  pb::PeerAddress coordinator;
+  coordinator.set_node(std::string(transport::kCoordinatorPeer));
+  coordinator.set_rpc(raw->options_.coordinator);
+  out->host_->know(coordinator);
+  out->lease_thread_ = std::thread([raw] { raw->lease_loop(); });
+  out->coordinator_thread_ = std::thread([raw] { raw->coordinator_loop(); });
+  return out;
+}
+
+NodeTenure::~NodeTenure() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+    events_ = {};
+    changed_.notify_all();
+  }
+  if (lease_thread_.joinable()) lease_thread_.join();
+  if (coordinator_thread_.joinable()) coordinator_thread_.join();
+  host_.reset();
+}
+
+void NodeTenure::attach(Events events) {
+  std::lock_guard lock(mutex_);
+  events_ = std::move(events);
+}
+void NodeTenure::detach() {
+  std::lock_guard lock(mutex_);
+  events_ = {};
+}
+
+// ------------------------------------------------------------------ effects
+
+void NodeTenure::on_effect(const tenure::Effect& effect) {
+  Events events;
+  {
+    std::lock_guard lock(mutex_);
+    events = events_;
+  }
+  switch (effect.kind) {
+    case tenure::EffectKind::kLease:
+      set_lease(effect.workload, static_cast<std::uint64_t>(effect.until.count()), effect.incarnation);
+      return;
+    case tenure::EffectKind::kOwned:
+      if (effect.record.voters_size() > 0 && events.owned) events.owned(effect.record, effect.timeline);
+      return;
+    case tenure::EffectKind::kStop:
+      if (events.lost) events.lost(effect.record);
+      return;
+    case tenure::EffectKind::kDecided: {
+      if (events.decided) events.decided(effect.record);
+      std::lock_guard lock(mutex_);
+      if (effect.record.voters_size() > 0 || effect.record.owner().empty()) notes_[effect.workload] = effect.record;
+      changed_.notify_all();
+      return;
+    }
+    default: return;
+  }
+}
+
+void NodeTenure::set_lease(const std::string& workload, std::uint64_t until_ns, std::uint64_t incarnation) {
+  std::lock_guard lock(mutex_);
+  auto& lease = leases_[workload];
+  lease.set_workload(workload);
+  lease.set_until_boot_ns(until_ns);
+  lease.set_incarnation(incarnation);
+  changed_.notify_all();
+}
+
+void NodeTenure::lease_loop() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    if (leases_.empty()) {
+      changed_.wait(lock);
+      continue;
+    }
+    std::map<std::string, pb::LeaseRequest> now;
+    now.swap(leases_);
+    lock.unlock();
+    for (const auto& [name, lease] : now) {
+      auto frozen = warden_.lease(lease);
+      // A program that ends, a warden that is being restarted: the next lease is told like this one.
+      if (!frozen && frozen.error().code == Code::kConflict) spdlog::debug("{}: {}", name, frozen.error().message());
+      if (frozen && *frozen) {
+        Events events;
+        {
+          std::lock_guard held(mutex_);
+          events = events_;
+        }
+        if (events.event) events.event("tenure", name, "supported by a majority again: goes on");
+      }
+    }
+    lock.lock();
+  }
+}
+
+// ------------------------------------------------------------------ the coordinator
+
+void NodeTenure::coordinator_loop() {
+  std::unique_lock lock(mutex_);
+  while (!stopping_) {
+    // Whether the coordinator votes is learned even when there is nothing to tell.
+    const auto now = std::chrono::steady_clock::now();
+    const bool ask = now >= ask_advice_;
+    if (!ask && notes_.empty() && reports_.empty() && voters_wanted_.empty()) {
+      changed_.wait_until(lock, ask_advice_);
+      continue;
+    }
+    if (ask || !notes_.empty() || !reports_.empty()) tell_coordinator(lock);
+    if (!voters_wanted_.empty() && !stopping_) ask_for_voters(lock);
+    if (!stopping_ && !(notes_.empty() && reports_.empty())) changed_.wait_for(lock, kCoordinatorRetry, [&] { return stopping_; });
+  }
+}
+
+void NodeTenure::tell_coordinator(std::unique_lock<std::mutex>& lock) {
+  pb::TenureNote note;
+  for (const auto& [name, record] : notes_) *note.add_records() = record;
+  for (const auto& report : reports_) *note.add_failovers() = report;
+  lock.unlock();
+  auto answer = advice_.note(note);
+  lock.lock();
+  ask_advice_ = std::chrono::steady_clock::now() + (answer ? kAskAdvice : kCoordinatorRetry);
+  if (!answer) return;
+  coordinator_voter_ = answer->coordinator_tenure();
+  for (const auto& told : note.records()) {
+    auto it = notes_.find(told.workload());
+    if (it != notes_.end() && it->second.incarnation() == told.incarnation()) notes_.erase(it);
+  }
+  reports_.erase(reports_.begin(), reports_.begin() + std::min<std::ptrdiff_t>(note.failovers_size(), static_cast<std::ptrdiff_t>(reports_.size())));
+}
+
+void NodeTenure::ask_for_voters(std::unique_lock<std::mutex>& lock) {
+  std::map<std::string, pb::TenureRecord> wanted;
+  wanted.swap(voters_wanted_);
+  lock.unlock();
+  for (const auto& [name, record] : wanted) {
+    auto entered = advice_.enter_voters(record);
+    if (!entered) {
+      spdlog::warn("{}: no voters yet: {}", name, entered.error().message());
+      continue;   // wished for again, soon
+    }
+    if (entered->owner() != options_.node || entered->incarnation() != record.incarnation()) continue;
+    tenure::Event event;
+    event.kind = tenure::EventKind::kAdopt;
+    event.record = record;
+    host_->tell(std::move(event));
+  }
+  lock.lock();
+}
+
+std::string NodeTenure::coordinator_voter() const {
+  std::lock_guard lock(mutex_);
+  return coordinator_voter_.empty() ? std::string() : options_.coordinator;
+}
+
+void NodeTenure::report(const pb::FailoverReport& report) {
+  std::lock_guard lock(mutex_);
+  reports_.push_back(report);
+  if (reports_.size() > kMaxReports) reports_.pop_front();
+  changed_.notify_all();
+}
+
+// ------------------------------------------------------------------ owners
+
+Result<pb::Ownership> NodeTenure::change_owner(const pb::ChangeOwnerRequest& request) {
+  auto known = host_->known(request.workload());
+  if (!has_voters(known)) return registry_.change_owner(request);
+  tenure::Event event;
+  event.kind = tenure::EventKind::kPropose;
+  event.workload = request.workload();
+  event.expected = request.expected_incarnation();
+  event.record.set_owner(request.new_owner());
+  event.record.set_committed_incarnation(request.expected_incarnation());
+  event.record.set_committed_seq(request.committed_seq());
+  event.reason = request.reason();
+  event.release = request.new_owner() != options_.node;
+  BATON_ASSIGN(auto record, host_->ask(std::move(event), kChangeTimeout));
+  return ownership_of(record);
+}
+
+Result<pb::Ownership> NodeTenure::get_owner(const std::string& workload) {
+  auto known = host_->known(workload);
+  if (!has_voters(known)) {
+    auto registered = registry_.get_owner(workload);
+    // The registry may not have heard yet that nobody may run it.
+    if (known && (!registered || registered->incarnation() < known->record.incarnation()) && known->record.incarnation() > 0) {
+      return ownership_of(known->record);
+    }
+    return registered;
+  }
+  tenure::Event event;
+  event.kind = tenure::EventKind::kQuery;
+  event.workload = workload;
+  BATON_ASSIGN(auto record, host_->ask(std::move(event), kQueryTimeout));
+  return ownership_of(record);
+}
+
+Result<pb::TenureRecord> NodeTenure::take_over(const pb::TakeOverRequest& request) {
+  tenure::Event event;
+  event.kind = tenure::EventKind::kTakeOver;
+  event.workload = request.name();
+  event.reason = request.reason();
+  event.allow_loss = request.allow_loss();
+  return host_->ask(std::move(event), request.timeout_us() == 0 ? 10'000'000us : std::chrono::microseconds(request.timeout_us()));
+}
+
+Result<std::uint64_t> NodeTenure::lease_for_activation(const std::string& workload, std::uint64_t incarnation) const {
+  auto ready = [&](const tenure::Host::Known& known) {
+    return known.record.incarnation() > incarnation ||
+           (known.record.incarnation() == incarnation && known.may_run_until > read_clock(CLOCK_BOOTTIME));
+  };
+  auto now = host_->known(workload);
+  const bool voters = has_voters(now) && now->record.incarnation() + 1 >= incarnation;
+  auto known = host_->wait(workload, voters ? std::chrono::nanoseconds(kGrantWait) : std::chrono::nanoseconds(kUnknownRecordWait), ready);
+  if (!known) {
+    if (!voters && !has_voters(host_->known(workload))) return 0;   // the registry's
+    return make_error(Code::kTimedOut, "activate", workload + ": no majority of its voters supports this node");
+  }
+  if (known->record.incarnation() > incarnation || known->record.owner() != options_.node) {
+    return make_error(Code::kConflict, "activate", workload + ": " + known->record.owner() + " owns it by now");
+  }
+  return known->may_run_until == tenure::Time::max() ? 0 : static_cast<std::uint64_t>(known->may_run_until.count());
+}
+
+// ------------------------------------------------------------------ what the node tells
+
+void NodeTenure::entered(const std::string& workload, const pb::Ownership& ownership) {
+  {
+    std::lock_guard lock(mutex_);
+    entered_[workload] = ownership.incarnation();
+    // What is committed from here on is known; if this is its first owner, nothing was before.
+    if (ownership.incarnation() <= 1) tips_[workload].counted = true;
+  }
+  auto known = host_->known(workload);
+  if (!known || known->record.incarnation() < ownership.incarnation()) {
+    tenure::Event event;
+    event.kind = tenure::EventKind::kAdopt;
+    event.record.set_workload(workload);
+    event.record.set_owner(ownership.owner().empty() ? options_.node : ownership.owner());
+    event.record.set_previous_owner(event.record.owner());
+    event.record.set_incarnation(ownership.incarnation());
+    event.record.set_reason("registry");
+    host_->tell(std::move(event));
+  }
+  tenure::Event running;
+  running.kind = tenure::EventKind::kRunning;
+  running.workload = workload;
+  host_->tell(std::move(running));
+}
+
+void NodeTenure::left(const std::string& workload) {
+  {
+    std::lock_guard lock(mutex_);
+    entered_.erase(workload);
+    wishes_.erase(workload);
+    told_wishes_.erase(workload);
+    voters_wanted_.erase(workload);
+    leases_.erase(workload);
+    if (auto it = tips_.find(workload); it != tips_.end()) it->second.counted = false;
+  }
+  tenure::Event gone;
+  gone.kind = tenure::EventKind::kGone;
+  gone.workload = workload;
+  host_->tell(std::move(gone));
+}
+
+void NodeTenure::forget(const std::string& workload) {
+  {
+    std::lock_guard lock(mutex_);
+    tips_.erase(workload);
+    notes_.erase(workload);
+  }
+  tenure::Event event;
+  event.kind = tenure::EventKind::kForget;
+  event.workload = workload;
+  host_->tell(std::move(event));
+}
+
+void NodeTenure::peers(const std::map<std::string, pb::PeerAddress>& all) {
+  for (const auto& [name, peer] : all) {
+    if (name != options_.node) host_->know(peer);
+  }
+}
+
+void NodeTenure::note_tip(const std::string& workload, std::uint64_t incarnation, std::uint64_t seq, bool as_primary) {
+  std::lock_guard lock(mutex_);
+  Tip& tip = tips_[workload];
+  if (as_primary) tip.counted = true;
+  if (std::make_pair(incarnation, seq) <= std::make_pair<std::uint64_t, std::uint64_t>(tip.newest.incarnation(), tip.newest.seq())) return;
+  tip.newest.set_incarnation(incarnation);
+  tip.newest.set_seq(seq);
+}
+
+void NodeTenure::want(const pb::TenureRecord& wish) {
+  const std::string& name = wish.workload();
+  auto known = host_->known(name);
+  if (!known || known->record.owner() != options_.node) return;
+  if (!has_voters(known)) {
+    pb::TenureRecord first = wish;
+    first.set_owner(options_.node);
+    first.set_previous_owner(options_.node);
+    first.set_incarnation(known->record.incarnation() + 1);
+    first.set_reason("voters");
+    std::lock_guard lock(mutex_);
+    first.set_committed_incarnation(tips_[name].newest.incarnation());
+    first.set_committed_seq(tips_[name].newest.seq());
+    voters_wanted_[name] = std::move(first);
+    changed_.notify_all();
+    return;
+  }
+  {
+    std::lock_guard lock(mutex_);
+    const std::string text = wish.SerializeAsString() + std::to_string(known->record.incarnation());
+    if (std::exchange(told_wishes_[name], text) == text) return;
+  }
+  tenure::Event event;
+  event.kind = tenure::EventKind::kWant;
+  event.workload = name;
+  event.record = wish;
+  host_->tell(std::move(event));
+}
+
+// ------------------------------------------------------------------ what the node asks
+
+bool NodeTenure::voted(const std::string& workload) const { return has_voters(host_->known(workload)); }
+
+bool NodeTenure::counts(const std::string& workload, const std::string& standby) const {
+  auto known = host_->known(workload);
+  if (!has_voters(known)) return true;
+  const auto& voters = known->record.voters();
+  return known->record.owner() == options_.node && !known->refused && known->may_run_until > read_clock(CLOCK_BOOTTIME) &&
+         std::any_of(voters.begin(), voters.end(), [&](const pb::PeerAddress& peer) { return peer.node() == standby; });
+}
+
+}  // namespace baton::node
