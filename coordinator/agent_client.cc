@@ -7,6 +7,7 @@
 
 #include "coordinator/agent_directory.h"
 #include "proto/agent.grpc.pb.h"
+#include "proto/tenure.grpc.pb.h"
 #include "transport/rpc.h"
 
 namespace baton::coordinator {
@@ -15,7 +16,7 @@ namespace {
 class GrpcAgentClient final : public AgentClient {
  public:
   GrpcAgentClient(std::string node, std::shared_ptr<grpc::Channel> channel)
-      : node_(std::move(node)), channel_(std::move(channel)), stub_(pb::Agent::NewStub(channel_)) {}
+      : node_(std::move(node)), channel_(std::move(channel)), stub_(pb::Agent::NewStub(channel_)), tenure_(pb::TenureAgent::NewStub(channel_)) {}
 
   Result<pb::StartResponse> start(const pb::StartRequest& request) override {
     return unary<pb::StartResponse>("start", &pb::Agent::Stub::Start, request, kAgentStartTimeout);
@@ -44,6 +45,23 @@ class GrpcAgentClient final : public AgentClient {
   Result<void> abort_migration(const std::string& workload) override {
     return drop(unary<pb::Empty>("abort migration", &pb::Agent::Stub::AbortMigration,
                                  named(workload), kAgentQuickTimeout));
+  }
+
+  Result<pb::Ownership> propose_owner(const pb::ProposeOwnerRequest& request) override {
+    grpc::ClientContext context;
+    transport::set_deadline(context, kAgentStopTimeout);
+    pb::Ownership response;
+    const grpc::Status status = tenure_->ProposeOwner(&context, request, &response);
+    if (!status.ok()) return transport::from_status(status, "propose owner", node_);
+    return response;
+  }
+  Result<pb::FailoverReport> take_over(const pb::TakeOverRequest& request) override {
+    grpc::ClientContext context;
+    transport::set_deadline(context, kAgentCheckpointTimeout);
+    pb::FailoverReport response;
+    const grpc::Status status = tenure_->TakeOver(&context, request, &response);
+    if (!status.ok()) return transport::from_status(status, "take over", node_);
+    return response;
   }
 
   Result<void> migrate(const pb::MigrateRequest& request,
@@ -107,6 +125,7 @@ class GrpcAgentClient final : public AgentClient {
   const std::string node_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<pb::Agent::Stub> stub_;
+  const std::unique_ptr<pb::TenureAgent::Stub> tenure_;
 };
 
 class GrpcAgentDirectory final : public AgentDirectory {

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "proto/agent.pb.h"
+#include "proto/tenure.pb.h"
 
 namespace baton::coordinator {
 
@@ -33,6 +34,9 @@ class AgentClient {
   virtual Result<pb::AgentInspectResponse> inspect(const pb::AgentInspectRequest& request) = 0;
   virtual Result<void> drop_workload(const std::string& workload) = 0;
   virtual Result<void> abort_migration(const std::string& workload) = 0;
+  // To the voters, through a node that votes or owns.
+  virtual Result<pb::Ownership> propose_owner(const pb::ProposeOwnerRequest& request) = 0;
+  virtual Result<pb::FailoverReport> take_over(const pb::TakeOverRequest& request) = 0;
 
   // Streams: each message goes to `sink` as it comes; false from it ends the call (kCancelled).
   virtual Result<void> migrate(const pb::MigrateRequest& request,

@@ -142,7 +142,10 @@ pb::WorkloadInfo Coordinator::describe(const Known& known) {
   *info.mutable_why() = record.why();
 
   auto& status = *info.mutable_status();
-  auto view = membership_.view(known.owner.owner());
+  // One that has ended by itself is nobody's any more; where it was tells how it ended.
+  const bool ended = known.owner.owner().empty() && known.owner.reason() == "exited";
+  const std::string at = ended ? known.owner.tenure().previous_owner() : known.owner.owner();
+  auto view = membership_.view(at);
   bool reported = false;
   if (view) {
     auto found = view->statuses.find(record.spec().name());
@@ -152,12 +155,15 @@ pb::WorkloadInfo Coordinator::describe(const Known& known) {
     }
   }
   status.set_name(record.spec().name());
-  status.set_node(known.owner.owner());
+  status.set_node(at);
   if (status.incarnation() == 0) status.set_incarnation(known.owner.incarnation());
   if (status.interval_us() == 0) status.set_interval_us(record.spec().interval_us());
   const bool under_way = known.operation.version != 0;
   const std::string& kind = known.operation.value.kind();
-  if (!view || !view->reachable) {
+  if (ended && (!view || !reported)) {
+    status.set_state("exited");
+    info.set_status_is_stale(true);
+  } else if (!view || !view->reachable) {
     info.set_status_is_stale(true);
     if (view && !view->declared_unreachable) {
       if (status.state().empty()) status.set_state(under_way && kind == "run" ? "starting" : "lost");
@@ -232,6 +238,14 @@ pb::PeerAddress Coordinator::peer(const std::string& node) const {
   if (auto view = membership_.view(node)) {
     out.set_rpc(view->rpc_address);
     out.set_stream(view->stream_address);
+  }
+  return out;
+}
+
+std::vector<pb::PeerAddress> Coordinator::peers() const {
+  std::vector<pb::PeerAddress> out;
+  for (const auto& view : membership_.views()) {
+    if (!view.rpc_address.empty()) out.push_back(peer(view.name));
   }
   return out;
 }
@@ -424,6 +438,7 @@ Result<std::shared_ptr<Session>> Coordinator::open_session(const std::string& no
     return taken.error();
   }
   changed_.notify_all();
+  background([this, node](std::stop_token) { return_standbys(node); });
   return session;
 }
 

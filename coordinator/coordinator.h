@@ -31,6 +31,7 @@
 #include "coordinator/owner_registry.h"
 #include "coordinator/placement.h"
 #include "coordinator/state/store.h"
+#include "proto/tenure.pb.h"
 
 namespace baton::coordinator {
 
@@ -97,6 +98,22 @@ class Coordinator {
   void close_session(Session& session);
   Result<pb::Ownership> change_owner(const std::string& node, const pb::ChangeOwnerRequest& request);
   Result<pb::Ownership> get_owner(const std::string& workload);
+  // What a node knows of voted records and failovers; follows what is news.
+  Result<pb::TenureAdvice> note_tenure(const std::string& node, const pb::TenureNote& note);
+  Result<pb::Ownership> enter_voters(const std::string& node, const pb::TenureRecord& record);
+  // HOST:PORT of this coordinator as a voter; empty (at first): it does not vote.
+  void set_voter_address(const std::string& address);
+  // Where every node that has registered is reached.
+  std::vector<pb::PeerAddress> peers() const;
+  // As a voter it hears of records itself.
+  void follow_record(const pb::TenureRecord& record);
+
+  // --- voting.cc, drain.cc; viewer and operator
+  Result<pb::FailoverReports> failovers(const std::string& workload);
+  // One workload after the other, to its best standby. Goes on when nobody listens; what cannot
+  // move is named and stays. Afterwards nothing is placed there until resume_node().
+  Result<void> drain(const std::string& node, const Sink<pb::DrainProgress>& sink, const std::string& who);
+  Result<void> resume_node(const std::string& node, const std::string& who);
 
  private:
   struct Known {  // one workload, as stored
@@ -155,6 +172,20 @@ class Coordinator {
   // Brings the stored standbys in line with the owner and with who is there.
   void settle_standbys(const std::string& name, bool owner_moved);
 
+  // voting.cc
+  bool voted(const pb::OwnerRecord& owner) const { return owner.tenure().voters_size() > 0; }
+  // Until nobody owns it by its voters' decision; the registry decides alone from then on. Nothing
+  // for a workload without voters. Fails: kTimedOut and others: no majority.
+  Result<void> end_voting(const std::string& name, const std::string& reason);
+  Result<void> take_over(const Known& known, const pb::FailoverRequest& request,
+                         const Sink<pb::RestoreProgress>& sink, const std::string& who);
+  bool wait_record(const std::string& name, std::uint64_t incarnation);
+
+  // drain.cc
+  Result<void> set_drained(const std::string& node, bool drained, const std::string& who);
+  Result<std::string> drain_target(const Known& known, const std::string& from);
+  void return_standbys(const std::string& node);
+
   // recovery.cc
   void resolve_operations();
   void resolve_operation(const Known& known);
@@ -175,6 +206,7 @@ class Coordinator {
   std::set<std::string> cleaning_;      // "node/workload" being cleaned up
   std::set<std::string> unreachable_;   // nodes already declared so
   std::set<std::string> strangers_;     // "node/workload" reported, never heard of
+  std::string voter_address_;
   bool stopping_ = false;
   std::stop_source stop_;               // requested with stopping_
 

@@ -331,7 +331,18 @@ Result<void> Coordinator::remove(const pb::DeleteRequest& request, const std::st
     return stopped;
   }
   (void)fault_point("coordinator.delete.stopped");
-  BATON_TRY(registry_.retire(name, one.owner.incarnation(), keep));
+  // Its node has asked its voters, if it was there to do so.
+  auto incarnation = one.owner.incarnation();
+  if (voted(one.owner)) {
+    (void)wait_record(name, incarnation + 1);
+    if (auto ended = end_voting(name, "deleted"); !ended) {
+      (void)finish(name);
+      return ended;
+    }
+    BATON_ASSIGN(auto now, registry_.get(name));
+    incarnation = now ? now->incarnation() : incarnation;
+  }
+  BATON_TRY(registry_.retire(name, incarnation, keep));
   for (const auto& view : membership_.views()) {
     membership_.forget(view.name, name);
     if (!view.reachable) continue;

@@ -14,6 +14,7 @@
 #include "coordinator/http/assets.h"
 #include "coordinator/http/server.h"
 #include "coordinator/service.h"
+#include "coordinator/voter.h"
 #include "transport/pki.h"
 
 namespace {
@@ -127,6 +128,9 @@ int main(int argc, char** argv) {
   auto agents = coordinator::make_agent_directory(*tls);
   coordinator::Coordinator core(**store, *registry, *agents, clock, tls->identity.cluster);
   if (auto started = core.start(); !started) return fail(started.error());
+  auto voter = coordinator::Voter::start(listen, data_dir, *tls, core);
+  // Nodes can do without its vote; workloads matter more.
+  if (!voter) spdlog::warn("this coordinator does not vote: {}", voter.error().message());
   auto audit = coordinator::AuditLog::open(data_dir, clock);
   if (!audit) return fail(audit.error());
   coordinator::Logins logins(clock);

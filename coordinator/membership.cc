@@ -9,6 +9,11 @@ void Membership::remember(const pb::NodeRecord& record) {
   nodes_[record.name()].record = record;
 }
 
+void Membership::set_drained(const std::string& node, bool drained) {
+  std::lock_guard lock(mutex_);
+  if (auto it = nodes_.find(node); it != nodes_.end()) it->second.record.set_drained(drained);
+}
+
 std::uint64_t Membership::register_node(const pb::NodeRecord& record) {
   std::lock_guard lock(mutex_);
   Node& node = nodes_[record.name()];

@@ -49,6 +49,7 @@ class Membership {
 
   // A node known from the store, not yet heard of.
   void remember(const pb::NodeRecord& record);
+  void set_drained(const std::string& node, bool drained);
   // A session begins: ends the node's older one. Answers the new session's number.
   std::uint64_t register_node(const pb::NodeRecord& record);
   // False when `session` is not the node's present one: the caller ends its stream.

@@ -142,6 +142,8 @@ Result<void> Coordinator::run_migration(const Known& one, const NodeView& source
   }
   if (stop.stop_requested()) return outcome;  // the operation record stays, for our successor
   (void)fault_point("coordinator.migrate.answered");
+  // Voters tell of their decision themselves, perhaps a moment later.
+  if (outcome && report && report->incarnation() > 0) (void)wait_record(name, report->incarnation());
   auto owner = registry_.get(name);
   const bool moved = owner && *owner && (*owner)->owner() == target.name &&
                      (*owner)->incarnation() > one.owner.incarnation();
@@ -214,7 +216,7 @@ void Coordinator::settle_standbys(const std::string& name, bool owner_moved) {
   std::vector<std::string> reachable;
   for (const auto& standby : now) {
     auto view = membership_.view(standby);
-    if (view && view->reachable) reachable.push_back(standby);
+    if (view && view->reachable && !view->drained) reachable.push_back(standby);
   }
   Placement chosen =
       choose_standbys(request, one->owner.owner(), owner_moved ? reachable : now, candidates());
@@ -354,6 +356,10 @@ Result<void> Coordinator::restore(const pb::RestoreWorkloadRequest& request,
   }
   BATON_ASSIGN(auto target, choose_restore_target(one, *chosen, request.to()));
   if (!request.as().empty()) return restore_as(one, *chosen, target, request, sink, who);
+  if (voted(one.owner)) {
+    BATON_TRY(end_voting(name, "restore"));
+    BATON_ASSIGN(one, known(name));
+  }
   return restore_same(one, *chosen, target, request, "restore", sink, who);
 }
 
@@ -595,6 +601,7 @@ Result<void> Coordinator::failover(const pb::FailoverRequest& request,
         },
         who);
   }
+  if (voted(one.owner)) return take_over(one, request, sink, who);
   if (is_running(one)) {
     return make_error(Code::kConflict, "failover",
                       name + " may still run on " + from + ", which does not answer yet",

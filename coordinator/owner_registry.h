@@ -2,8 +2,9 @@
 // that is decided; every change is a compare-and-set on the incarnation, durable before
 // it is answered.
 //
-// Today one decider, the coordinator's own state store, gives the answer (SoleDecider).
-// The three voters of each workload will stand behind the same interface.
+// A workload without voters is decided here, in the coordinator's own state store. As soon as
+// it has voters (enter_voters), they decide (docs/tenure.md): the registry follows what it is
+// told of their records, and refuses to decide anything, until a record names nobody.
 //
 // Threads: any. Every method may block for the decision to become durable.
 #pragma once
@@ -38,7 +39,7 @@ class OwnerRegistry {
 
   // Makes `new_owner` the owner under expected_incarnation + 1. The same change asked for
   // again, by someone who missed the answer, is answered again and changes nothing.
-  // Fails: kNotFound (no such workload), kConflict (the incarnation is another one).
+  // Fails: kNotFound (no such workload), kConflict (the incarnation is another one, or voters decide).
   // kUnknownOutcome never comes from SoleDecider; voters may give it: ask get().
   virtual Result<pb::Ownership> change_owner(const OwnerChange& change) = 0;
 
@@ -47,6 +48,13 @@ class OwnerRegistry {
   // Fails: kNotFound, kConflict.
   virtual Result<void> retire(const std::string& workload, std::uint64_t expected_incarnation,
                               bool keep_program) = 0;
+
+  // The last decision made here: record n+1 keeps the owner of n and appoints voters. Fails:
+  // kNotFound, kConflict (another incarnation or owner, or voters have decided already).
+  virtual Result<pb::Ownership> enter_voters(const pb::TenureRecord& record) = 0;
+
+  // What voters have decided. True: it was news. Fails: kNotFound (deleted, or never heard of).
+  virtual Result<bool> follow(const pb::TenureRecord& record) = 0;
 
   // Absent: never heard of.
   virtual Result<std::optional<pb::OwnerRecord>> get(const std::string& workload) = 0;

@@ -12,6 +12,8 @@
 //   restore  the target reports the workload: done. It reports without it: over; the
 //            workload stays the target's, and can be restored again.
 //   delete   done to the end: stopped where it runs, dropped everywhere.
+#include <algorithm>
+
 #include "base/log.h"
 #include "coordinator/coordinator.h"
 
@@ -29,6 +31,7 @@ void Coordinator::watch(std::stop_token stop) {
       if (stopping_) return;
     }
     bool changed = false;
+    std::vector<std::string> gone;
     for (const auto& view : membership_.views()) {
       bool was = false;
       {
@@ -40,6 +43,7 @@ void Coordinator::watch(std::stop_token stop) {
       if (view.declared_unreachable && !was) {
         changed = true;
         log_event(make_event("node", "", view.name, view.name + " is unreachable"));
+        gone.push_back(view.name);
       } else if (view.reachable && was) {
         changed = true;
         log_event(make_event("node", "", view.name, view.name + " is reachable again"));
@@ -53,7 +57,14 @@ void Coordinator::watch(std::stop_token stop) {
     for (const auto& record : *records) {
       auto one = known(record.value.spec().name());
       if (!one || one->operation.version != 0) continue;
-      if (standbys_of(*one).size() < record.value.wanted_standbys()) {
+      // So does one whose standby has fallen silent.
+      const auto standbys = standbys_of(*one);
+      const bool lacking = std::any_of(gone.begin(), gone.end(), [&](const std::string& node) {
+        return std::count(standbys.begin(), standbys.end(), node) > 0;
+      });
+      if (lacking) {
+        settle_standbys(record.value.spec().name(), true);
+      } else if (standbys.size() < record.value.wanted_standbys()) {
         settle_standbys(record.value.spec().name(), false);
       }
     }

@@ -34,6 +34,8 @@ RequestText request_text(const pb::ApplyRequest& request) {
   return out;
 }
 
+RequestText request_text(const pb::DrainRequest& request) { return {request.node(), {}}; }
+
 RequestText request_text(const pb::DeleteRequest& request) {
   RequestText out{request.name(), {}};
   add(out.detail, "stop_program", request.stop_program());

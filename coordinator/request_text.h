@@ -5,6 +5,7 @@
 #include <string>
 
 #include "proto/coordinator.pb.h"
+#include "proto/tenure.pb.h"
 
 namespace baton::coordinator {
 
@@ -19,6 +20,7 @@ RequestText request_text(const pb::DeleteRequest& request);
 RequestText request_text(const pb::MigrateWorkloadRequest& request);
 RequestText request_text(const pb::RestoreWorkloadRequest& request);
 RequestText request_text(const pb::FailoverRequest& request);
+RequestText request_text(const pb::DrainRequest& request);
 
 // Requests that say no more than a name, and those that are not audited.
 template <typename Request>

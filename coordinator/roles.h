@@ -43,6 +43,12 @@ inline constexpr RpcRoles kRpcRoles[] = {
     {"Session", false, false, true},
     {"ChangeOwner", false, false, true},
     {"GetOwner", false, false, true},
+    // The service TenureCoordinator.
+    {"NoteTenure", false, false, true},
+    {"EnterVoters", false, false, true},
+    {"ListFailovers", true, true, false},
+    {"Drain", false, true, false, {}, true},
+    {"ResumeNode", false, true, false, {}, true},
     // The service Store.
     {"StoreStat", true, true, false},
     {"Analyze", true, true, false},

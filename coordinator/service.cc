@@ -9,6 +9,7 @@
 #include "coordinator/store_service.h"
 #include "proto/coordinator.grpc.pb.h"
 #include "proto/operator.grpc.pb.h"
+#include "proto/tenure.grpc.pb.h"
 #include "transport/rpc.h"
 
 namespace baton::coordinator {
@@ -241,6 +242,37 @@ class Service final : public pb::Coordinator::Service, private Desk {
   Coordinator& coordinator_;
 };
 
+class TenureService final : public pb::TenureCoordinator::Service, private Desk {
+ public:
+  TenureService(Coordinator& coordinator, const OperatorSide& side) : Desk(side), coordinator_(coordinator) {}
+
+  grpc::Status NoteTenure(grpc::ServerContext* context, const pb::TenureNote* request, pb::TenureAdvice* response) override {
+    return answer(context, "NoteTenure", *request, response,
+                  [&](const Identity& who) { return coordinator_.note_tenure(who.name, *request); });
+  }
+  grpc::Status EnterVoters(grpc::ServerContext* context, const pb::TenureRecord* request, pb::Ownership* response) override {
+    return answer(context, "EnterVoters", *request, response,
+                  [&](const Identity& who) { return coordinator_.enter_voters(who.name, *request); });
+  }
+  grpc::Status ListFailovers(grpc::ServerContext* context, const pb::WorkloadName* request, pb::FailoverReports* response) override {
+    return answer(context, "ListFailovers", *request, response,
+                  [&](const Identity&) { return coordinator_.failovers(request->name()); });
+  }
+  grpc::Status Drain(grpc::ServerContext* context, const pb::DrainRequest* request,
+                     grpc::ServerWriter<pb::DrainProgress>* writer) override {
+    return stream(context, "Drain", *request, writer, [&](const Identity& who, auto sink) {
+      return coordinator_.drain(request->node(), sink, who.to_string());
+    });
+  }
+  grpc::Status ResumeNode(grpc::ServerContext* context, const pb::DrainRequest* request, pb::Empty* response) override {
+    return answer(context, "ResumeNode", *request, response,
+                  [&](const Identity& who) { return coordinator_.resume_node(request->node(), who.to_string()); });
+  }
+
+ private:
+  Coordinator& coordinator_;
+};
+
 class OperatorService final : public pb::Operator::Service, private Desk {
  public:
   explicit OperatorService(const OperatorSide& side) : Desk(side) {}
@@ -286,7 +318,7 @@ class OperatorService final : public pb::Operator::Service, private Desk {
 class Server final : public CoordinatorServer {
  public:
   Server(Coordinator& coordinator, const OperatorSide& side)
-      : service_(coordinator, side), operator_(side) {}
+      : service_(coordinator, side), tenure_(coordinator, side), operator_(side) {}
   ~Server() override { shutdown(); }
   int port() const override { return server_->port(); }
   void shutdown() override {
@@ -294,6 +326,7 @@ class Server final : public CoordinatorServer {
   }
 
   Service service_;
+  TenureService tenure_;
   OperatorService operator_;
   std::unique_ptr<grpc::Service> store_;
   std::unique_ptr<transport::RpcServer> server_;
@@ -325,7 +358,7 @@ Result<std::unique_ptr<CoordinatorServer>> CoordinatorServer::start(const std::s
   options.max_threads = kMaxRpcThreads;
   BATON_ASSIGN(server->server_,
                transport::RpcServer::start(
-                   address, tls, {&server->service_, &server->operator_, server->store_.get()}, options));
+                   address, tls, {&server->service_, &server->tenure_, &server->operator_, server->store_.get()}, options));
   return std::unique_ptr<CoordinatorServer>(std::move(server));
 }
 

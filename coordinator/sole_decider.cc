@@ -47,6 +47,7 @@ class SoleDecider final : public OwnerRegistry {
                             std::to_string(now.incarnation()) + ", not " +
                             std::to_string(change.expected_incarnation));
     }
+    BATON_TRY(must_decide(now));
     pb::OwnerRecord next = advance(now, change.new_owner, change.reason);
     next.set_committed_seq(change.committed_seq);
     BATON_TRY(write(stored.version, next));
@@ -62,10 +63,33 @@ class SoleDecider final : public OwnerRegistry {
                         workload + " is at incarnation " +
                             std::to_string(stored.value.incarnation()));
     }
+    BATON_TRY(must_decide(stored.value));
     pb::OwnerRecord next = advance(stored.value, "", "deleted");
     next.set_deleted(true);
     next.set_keep_program(keep_program);
     return write(stored.version, next);
+  }
+
+  Result<pb::Ownership> enter_voters(const pb::TenureRecord& record) override {
+    BATON_ASSIGN(auto stored, find(record.workload()));
+    const pb::OwnerRecord& now = stored.value;
+    if (now.tenure().SerializeAsString() == record.SerializeAsString()) return to_ownership(now);
+    BATON_TRY(must_decide(now));
+    if (now.incarnation() + 1 != record.incarnation() || now.owner() != record.owner() || record.voters_size() == 0) {
+      return make_error(Code::kConflict, "enter voters",
+                        record.workload() + " is at incarnation " + std::to_string(now.incarnation()) + ", owned by " +
+                            (now.owner().empty() ? std::string("nobody") : now.owner()));
+    }
+    pb::OwnerRecord next = from(now, record);
+    BATON_TRY(write(stored.version, next));
+    return to_ownership(next);
+  }
+
+  Result<bool> follow(const pb::TenureRecord& record) override {
+    BATON_ASSIGN(auto stored, find(record.workload()));
+    if (record.incarnation() <= stored.value.incarnation()) return false;
+    BATON_TRY(write(stored.version, from(stored.value, record)));
+    return true;
   }
 
   Result<std::optional<pb::OwnerRecord>> get(const std::string& workload) override {
@@ -99,6 +123,27 @@ class SoleDecider final : public OwnerRegistry {
     next.set_reason(reason);
     next.set_previous_owner(now.owner());
     next.set_wall_ns(static_cast<std::uint64_t>(clock_.wall_now().count()));
+    return next;
+  }
+
+  static Result<void> must_decide(const pb::OwnerRecord& now) {
+    if (now.tenure().voters_size() == 0) return {};
+    std::string voters;
+    for (const auto& voter : now.tenure().voters()) voters += (voters.empty() ? "" : ", ") + voter.node();
+    return make_error(Code::kConflict, "change owner", now.workload() + ": its voters decide, " + voters);
+  }
+
+  // The owner before stays known when a record only changes who votes.
+  pb::OwnerRecord from(const pb::OwnerRecord& now, const pb::TenureRecord& record) const {
+    pb::OwnerRecord next;
+    next.set_workload(now.workload());
+    next.set_owner(record.owner());
+    next.set_incarnation(record.incarnation());
+    next.set_reason(record.reason());
+    next.set_previous_owner(record.owner() == now.owner() ? now.previous_owner() : now.owner());
+    next.set_committed_seq(record.committed_seq());
+    next.set_wall_ns(static_cast<std::uint64_t>(clock_.wall_now().count()));
+    *next.mutable_tenure() = record;
     return next;
   }
 

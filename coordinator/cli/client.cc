@@ -8,6 +8,7 @@
 #include "coordinator/cli/units.h"
 #include "proto/coordinator.grpc.pb.h"
 #include "proto/operator.grpc.pb.h"
+#include "proto/tenure.grpc.pb.h"
 #include "proto/store.grpc.pb.h"
 #include "transport/rpc.h"
 
@@ -23,6 +24,7 @@ class GrpcClient final : public Client {
         channel_(std::move(channel)),
         stub_(pb::Coordinator::NewStub(channel_)),
         operator_(pb::Operator::NewStub(channel_)),
+        tenure_(pb::TenureCoordinator::NewStub(channel_)),
         store_(pb::Store::NewStub(channel_)) {}
 
   Result<void> greet() {
@@ -116,6 +118,22 @@ class GrpcClient final : public Client {
     grpc::ClientContext context;
     limit(context, timeout);
     return stream("failover", context, stub_->Failover(&context, request), sink);
+  }
+  Result<pb::FailoverReports> failovers(const std::string& name) override {
+    return unary_of<pb::FailoverReports>(*tenure_, "failovers", &pb::TenureCoordinator::Stub::ListFailovers, named(name));
+  }
+  Result<void> drain(const std::string& node, const Sink<pb::DrainProgress>& sink,
+                     std::chrono::nanoseconds timeout) override {
+    grpc::ClientContext context;
+    limit(context, timeout);
+    pb::DrainRequest request;
+    request.set_node(node);
+    return stream("drain", context, tenure_->Drain(&context, request), sink);
+  }
+  Result<void> resume_node(const std::string& node) override {
+    pb::DrainRequest request;
+    request.set_node(node);
+    return drop(unary_of<pb::Empty>(*tenure_, "resume", &pb::TenureCoordinator::Stub::ResumeNode, request));
   }
   Result<void> events(const pb::EventsRequest& request, const Sink<pb::Event>& sink) override {
     grpc::ClientContext context;
@@ -234,6 +252,7 @@ class GrpcClient final : public Client {
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<Stub> stub_;
   const std::unique_ptr<pb::Operator::Stub> operator_;
+  const std::unique_ptr<pb::TenureCoordinator::Stub> tenure_;
   const std::unique_ptr<pb::Store::Stub> store_;
   pb::VersionInfo version_;
 };

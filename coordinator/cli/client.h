@@ -13,6 +13,7 @@
 #include "proto/coordinator.pb.h"
 #include "proto/operator.pb.h"
 #include "proto/store.pb.h"
+#include "proto/tenure.pb.h"
 
 namespace baton::cli {
 
@@ -55,6 +56,10 @@ class Client {
   virtual Result<void> failover(const pb::FailoverRequest& request,
                                 const Sink<pb::RestoreProgress>& sink,
                                 std::chrono::nanoseconds timeout) = 0;
+  virtual Result<pb::FailoverReports> failovers(const std::string& name) = 0;   // empty: of all workloads
+  virtual Result<void> drain(const std::string& node, const Sink<pb::DrainProgress>& sink,
+                             std::chrono::nanoseconds timeout) = 0;
+  virtual Result<void> resume_node(const std::string& node) = 0;
   virtual Result<void> events(const pb::EventsRequest& request, const Sink<pb::Event>& sink) = 0;
   virtual Result<void> audit(const pb::AuditRequest& request,
                              const Sink<pb::AuditEntry>& sink) = 0;

@@ -1,6 +1,7 @@
-// node, events, version, and the verbs whose engine is not there yet.
+// node, failovers, events, version.
 #include "coordinator/cli/commands.h"
 #include "coordinator/cli/render.h"
+#include "coordinator/cli/units.h"
 #include "coordinator/cli/watch.h"
 
 namespace baton::cli {
@@ -22,14 +23,43 @@ CLI::App* add_verb(CLI::App& parent, Context& context, const std::string& name,
 
 namespace {
 
-void add_missing(CLI::App& parent, Context& context, const std::string& name,
-                 const std::string& help) {
-  CLI::App* verb = add_verb(parent, context, name, help + " (not in this version)");
-  verb->allow_extras();
-  verb->callback([&context, verb] {
-    context.exit = print_error(make_error(
-        Code::kUnsupported, verb->get_name(), "this version of Baton cannot do that yet",
-        "See baton --help for what it can."));
+void add_drain(CLI::App& node, Context& context) {
+  struct Flags {
+    std::string node, timeout;
+  };
+  auto flags = std::make_shared<Flags>();
+  CLI::App* verb = add_verb(node, context, "drain", "move everything off a node, one workload after the other");
+  verb->add_option("NODE", flags->node, "the node")->required();
+  verb->add_option("--timeout", flags->timeout, "give up waiting after this; the drain goes on")->type_name("DURATION");
+  verb->callback([&context, flags] {
+    context.with_client([&](Client& client) -> Result<int> {
+      std::chrono::nanoseconds timeout{};
+      if (!flags->timeout.empty()) {
+        BATON_ASSIGN(const auto us, parse_duration_us(flags->timeout));
+        timeout = std::chrono::microseconds(us);
+      }
+      BATON_ASSIGN(const std::string whole, node_named(client, flags->node));
+      Json moves = Json::array();
+      pb::DrainProgress last;
+      auto done = client.drain(whole, [&](const pb::DrainProgress& step) {
+        const std::string place = std::to_string(step.done()) + "/" + std::to_string(step.total());
+        if (!step.error().empty()) {
+          note(place + "  " + step.workload() + " stays: " + step.error());
+          moves.push_back({{"workload", step.workload()}, {"to", step.to()}, {"error", step.error()}});
+        } else if (!step.workload().empty() && step.done() > last.done()) {
+          note(place + "  " + step.workload() + " is on " + step.to());
+          moves.push_back({{"workload", step.workload()}, {"to", step.to()}, {"error", ""}});
+        } else if (!step.to().empty()) {
+          note(place + "  " + step.workload() + " moves to " + step.to());
+        }
+        last = step;
+        return true;
+      }, timeout);
+      if (context.json()) print_json({{"node", whole}, {"moved", last.done()}, {"total", last.total()}, {"workloads", moves}});
+      BATON_TRY(std::move(done));
+      if (!context.json()) print(whole + " is drained, " + std::to_string(last.done()) + " workloads moved\n");
+      return kExitDone;
+    });
   });
 }
 
@@ -74,8 +104,45 @@ void add_cluster_commands(CLI::App& app, Context& context) {
       });
     });
   }
-  add_missing(*node, context, "drain", "move everything off a node");
-  add_missing(*node, context, "resume", "let a drained node take workloads again");
+  add_drain(*node, context);
+  {
+    CLI::App* verb = add_verb(*node, context, "resume", "let a drained node take workloads again");
+    auto name = std::make_shared<std::string>();
+    verb->add_option("NODE", *name, "the node")->required();
+    verb->callback([&context, name] {
+      context.with_client([&](Client& client) -> Result<int> {
+        BATON_ASSIGN(const std::string whole, node_named(client, *name));
+        BATON_TRY(client.resume_node(whole));
+        if (context.json()) {
+          print_json({{"node", whole}, {"state", "ready"}});
+        } else {
+          print(whole + " takes workloads again\n");
+        }
+        return kExitDone;
+      });
+    });
+  }
+  {
+    CLI::App* verb = add_verb(app, context, "failovers", "what happened in each failover");
+    auto name = std::make_shared<std::string>();
+    verb->add_option("NAME", *name, "only of this workload");
+    verb->callback([&context, name] {
+      context.with_client([&](Client& client) -> Result<int> {
+        if (!name->empty()) {
+          BATON_ASSIGN(*name, workload_named(client, *name));
+        }
+        BATON_ASSIGN(auto reports, client.failovers(*name));
+        if (context.json()) {
+          Json list = Json::array();
+          for (const auto& one : reports.failovers()) list.push_back(failover_json(one));
+          print_json(list);
+        } else {
+          print(failovers_table(reports));
+        }
+        return kExitDone;
+      });
+    });
+  }
   {
     CLI::App* verb = add_verb(app, context, "events", "what happened");
     auto follow = std::make_shared<bool>(false);

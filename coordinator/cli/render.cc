@@ -198,6 +198,9 @@ Json workload_json(const pb::WorkloadInfo& info) {
               {"pages_sent", status.pages_sent()},
               {"bytes_sent", status.bytes_sent()},
               {"exit_status", status.exit_status()},
+              {"tenure", status.tenure()},
+              {"voters", list_of(status.voters())},
+              {"health", status.health()},
               {"standby_copies", copies},
               {"addresses", list_of(spec.addresses())},
               {"why", list_of(info.why())}};
@@ -304,6 +307,38 @@ Json event_json(const pb::Event& event) {
           {"wall_ns", event.wall_ns()}, {"kind", event.kind()},
           {"workload", event.workload()}, {"node", event.node()},
           {"text", event.text()},     {"who", event.who()}};
+}
+
+Json failover_json(const pb::FailoverReport& report) {
+  // Times on the axis count from the last sign of life of `from`.
+  return {{"workload", report.workload()},
+          {"from", report.from()},
+          {"to", report.to()},
+          {"incarnation", report.incarnation()},
+          {"cause", report.cause()},
+          {"time", format_wall_ns(report.wall_ns())},
+          {"wall_ns", report.wall_ns()},
+          {"committed_seq", report.committed_seq()},
+          {"last_commit_age_us", report.last_commit_age_us()},
+          {"suspected_us", report.suspected_us()},
+          {"stood_us", report.stood_us()},
+          {"elected_us", report.elected_us()},
+          {"activated_us", report.activated_us()},
+          {"first_output_us", report.first_output_us()},
+          {"lost_us", report.lost_us()},
+          {"pid", report.pid()},
+          {"error", report.error()}};
+}
+
+std::string failovers_table(const pb::FailoverReports& reports) {
+  Table table({"TIME", "NAME", "FROM", "TO", "CHECKPOINT", "SUSPECTED", "ELECTED", "RUNNING", "LOST", "CAUSE"});
+  for (const auto& one : reports.failovers()) {
+    table.row({format_wall_ns(one.wall_ns()), one.workload(), dash(one.from()), one.to(),
+               "@" + std::to_string(one.committed_seq()), format_duration_us(one.suspected_us()), format_duration_us(one.elected_us()),
+               one.error().empty() ? format_duration_us(one.activated_us()) : "failed", format_duration_us(one.lost_us()),
+               printable(one.error().empty() ? one.cause() : one.error())});
+  }
+  return table.text();
 }
 
 std::string event_line(const pb::Event& event) {

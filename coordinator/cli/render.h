@@ -8,6 +8,7 @@
 
 #include "coordinator/cli/output.h"
 #include "proto/coordinator.pb.h"
+#include "proto/tenure.pb.h"
 #include "proto/operator.pb.h"
 
 namespace baton::cli {
@@ -26,6 +27,8 @@ using MarkWords = std::map<std::pair<std::uint64_t, std::uint64_t>, std::string>
 std::string checkpoints_table(const pb::ListCheckpointsResponse& list, const MarkWords& marks = {});
 
 Json event_json(const pb::Event& event);
+Json failover_json(const pb::FailoverReport& report);
+std::string failovers_table(const pb::FailoverReports& reports);
 std::string event_line(const pb::Event& event);
 
 Json audit_json(const pb::AuditEntry& entry);

@@ -482,7 +482,8 @@ TEST_F(CoordinatorService, StrangersAndViewers_AreRefusedWithExitFive) {
 
 TEST_F(CoordinatorService, RolesTable_HoldsForEveryCallAndEveryRole) {
   std::map<std::string, std::string> service_of;
-  for (const char* service : {"baton.pb.Coordinator", "baton.pb.Operator", "baton.pb.Store"}) {
+  for (const char* service : {"baton.pb.Coordinator", "baton.pb.Operator", "baton.pb.Store",
+                              "baton.pb.TenureCoordinator"}) {
     const auto* descriptor =
         google::protobuf::DescriptorPool::generated_pool()->FindServiceByName(service);
     ASSERT_NE(descriptor, nullptr);

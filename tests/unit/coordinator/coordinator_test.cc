@@ -60,6 +60,22 @@ class FakeAgent : public AgentClient {
     return {};
   }
   Result<void> abort_migration(const std::string&) override { return {}; }
+  Result<pb::Ownership> propose_owner(const pb::ProposeOwnerRequest& request) override {
+    proposed.push_back(request);
+    if (!on_propose) return make_error(Code::kTimedOut, "propose owner", "no majority");
+    return on_propose(request);
+  }
+  Result<pb::FailoverReport> take_over(const pb::TakeOverRequest& request) override {
+    taken_over.push_back(request);
+    pb::FailoverReport out;
+    out.set_workload(request.name());
+    out.set_committed_seq(7);
+    out.set_pid(99);
+    return out;
+  }
+  std::vector<pb::ProposeOwnerRequest> proposed;
+  std::vector<pb::TakeOverRequest> taken_over;
+  std::function<Result<pb::Ownership>(const pb::ProposeOwnerRequest&)> on_propose;
   Result<void> migrate(const pb::MigrateRequest& request,
                        const std::function<bool(const pb::MigrateProgress&)>& sink,
                        std::stop_token stop) override {
@@ -537,6 +553,164 @@ TEST_F(CoordinatorTest, Failover_OfADeadNode_RestoresTheNewest_WithoutHiddenLoss
   ASSERT_TRUE(core_->failover(request, sink, "test"));
   EXPECT_EQ(steps.back().handover().to(), "ecu2");
   EXPECT_GT(steps.back().handover().pause_us(), 3'000'000u) << "from the last sign of life";
+}
+
+// --- voters
+
+pb::TenureRecord voted_x(std::uint64_t incarnation, const std::string& owner) {
+  pb::TenureRecord record;
+  record.set_workload("x");
+  record.set_owner(owner);
+  record.set_incarnation(incarnation);
+  if (owner.empty()) return record;
+  for (const char* node : {"ecu1", "ecu2", "ecu3"}) record.add_voters()->set_node(node);
+  return record;
+}
+pb::TenureNote note_of(const pb::TenureRecord& record) {
+  pb::TenureNote note;
+  *note.add_records() = record;
+  return note;
+}
+
+TEST_F(CoordinatorTest, Voters_AreEnteredByTheOwnerAlone_AndFollowedFromThenOn) {
+  running_x();
+  EXPECT_EQ(core_->enter_voters("ecu2", voted_x(2, "ecu1")).error().code, Code::kNotAllowed);
+  ASSERT_TRUE(core_->enter_voters("ecu1", voted_x(2, "ecu1")));
+  pb::ChangeOwnerRequest change;
+  change.set_workload("x");
+  change.set_expected_incarnation(2);
+  change.set_new_owner("ecu2");
+  EXPECT_EQ(core_->change_owner("ecu1", change).error().code, Code::kConflict);
+  ASSERT_TRUE(core_->note_tenure("ecu3", note_of(voted_x(3, "ecu2"))));
+  auto info = core_->show_workload("x");
+  ASSERT_TRUE(info);
+  EXPECT_EQ(info->ownership().owner(), "ecu2");
+  ASSERT_EQ(info->spec().standbys_size(), 1);
+  EXPECT_EQ(info->spec().standbys(0), "ecu1") << "the node it left takes its standby's place";
+}
+
+TEST_F(CoordinatorTest, Failover_OfAVotedWorkload_GetsAnotherStandbyWhenTheOldNodeStaysAway) {
+  running_x();
+  ASSERT_TRUE(core_->enter_voters("ecu1", voted_x(2, "ecu1")));
+  ASSERT_TRUE(core_->note_tenure("ecu2", note_of(voted_x(3, "ecu2"))));
+  pb::TenureNote note;
+  auto& report = *note.add_failovers();
+  report.set_workload("x");
+  report.set_from("ecu1");
+  report.set_to("ecu2");
+  report.set_incarnation(3);
+  ASSERT_TRUE(core_->note_tenure("ecu2", note));
+  ASSERT_TRUE(core_->note_tenure("ecu2", note)) << "told again";
+  auto told = core_->failovers("x");
+  ASSERT_TRUE(told);
+  EXPECT_EQ(told->failovers_size(), 1);
+  EXPECT_EQ(core_->failovers("")->failovers_size(), 1);
+  clock_.advance(kUnreachableAfter + 1s);
+  EXPECT_TRUE(soon([&] {
+    beat("ecu2", {status("x", "running", 3)});
+    beat("ecu3");
+    auto info = core_->show_workload("x");
+    return info && info->spec().standbys_size() == 1 && info->spec().standbys(0) == "ecu3";
+  }));
+  // A node that people named stands by again when it is back, beside the one that took its place.
+  join("ecu1");
+  EXPECT_TRUE(soon([&] {
+    auto info = core_->show_workload("x");
+    return info && info->spec().standbys_size() == 2 && info->spec().standbys(1) == "ecu1";
+  }));
+}
+
+TEST_F(CoordinatorTest, Failover_ByHandOfAVotedWorkload_AsksTheTarget) {
+  running_x();
+  ASSERT_TRUE(core_->enter_voters("ecu1", voted_x(2, "ecu1")));
+  ecu1_dies();
+  pb::FailoverRequest request;
+  request.set_name("x");
+  std::optional<pb::RestoreProgress> last;
+  ASSERT_TRUE(core_->failover(request, [&](const pb::RestoreProgress& step) {
+    last = step;
+    return true;
+  }, "test"));
+  ASSERT_EQ(agents_.at("ecu2")->taken_over.size(), 1u);
+  EXPECT_FALSE(agents_.at("ecu2")->taken_over[0].allow_loss());
+  ASSERT_TRUE(last);
+  EXPECT_EQ(last->handover().to(), "ecu2");
+  EXPECT_TRUE(agents_.at("ecu2")->restored.empty());
+}
+
+TEST_F(CoordinatorTest, Delete_OfAVotedWorkload_NeedsItsVoters) {
+  running_x();
+  ASSERT_TRUE(core_->enter_voters("ecu1", voted_x(2, "ecu1")));
+  pb::DeleteRequest request;
+  request.set_name("x");
+  request.set_stop_program(true);
+  EXPECT_FALSE(core_->remove(request, "test")) << "no majority has agreed: a standby might run it on";
+  EXPECT_EQ(state("x"), "running");
+  EXPECT_FALSE(operation_under_way("x"));
+  agents_.at("ecu1")->on_propose = [&](const pb::ProposeOwnerRequest&) -> Result<pb::Ownership> {
+    pb::Ownership out;
+    out.set_workload("x");
+    out.set_incarnation(3);
+    EXPECT_TRUE(core_->note_tenure("ecu1", note_of(voted_x(3, ""))));
+    return out;
+  };
+  auto removed = core_->remove(request, "test");
+  ASSERT_TRUE(removed) << removed.error().message();
+  EXPECT_EQ(state("x"), "none");
+}
+
+TEST_F(CoordinatorTest, Program_ThatHasEnded_IsShownAsEndedAndOwnedByNobody) {
+  running_x();
+  ASSERT_TRUE(core_->enter_voters("ecu1", voted_x(2, "ecu1")));
+  auto ended = voted_x(3, "");
+  ended.set_reason("exited");
+  ended.set_previous_owner("ecu1");
+  beat("ecu1", {status("x", "exited", 3)});
+  ASSERT_TRUE(core_->note_tenure("ecu1", note_of(ended)));
+  EXPECT_EQ(state("x"), "exited");
+  EXPECT_EQ(core_->show_workload("x")->status().node(), "ecu1");
+}
+
+// --- drain
+
+TEST_F(CoordinatorTest, Drain_MovesWhatRunsThereToItsStandbyAndPlacesNothingNew) {
+  running_x();
+  ecu1_hands_over();
+  beat("ecu1", {status("x", "running")});
+  std::vector<pb::DrainProgress> steps;
+  auto drained = core_->drain("ecu1", [&](const pb::DrainProgress& step) {
+    steps.push_back(step);
+    return true;
+  }, "test");
+  ASSERT_TRUE(drained) << drained.error().message();
+  ASSERT_FALSE(steps.empty());
+  EXPECT_TRUE(steps.back().finished());
+  EXPECT_EQ(steps.back().done(), 1u);
+  EXPECT_EQ(core_->show_workload("x")->ownership().owner(), "ecu2");
+  EXPECT_EQ(core_->show_node("ecu1")->state(), "drained");
+  EXPECT_EQ(core_->show_workload("x")->spec().standbys(0), "ecu3") << "its copy goes where nobody works on the machine";
+  auto ran = core_->run(run_request("y"), "test");
+  ASSERT_TRUE(ran);
+  EXPECT_NE(ran->ownership().owner(), "ecu1");
+  restart();
+  for (const char* node : {"ecu1", "ecu2", "ecu3"}) join(node);
+  EXPECT_EQ(core_->show_node("ecu1")->state(), "drained") << "kept over a restart";
+  ASSERT_TRUE(core_->resume_node("ecu1", "test"));
+  EXPECT_EQ(core_->show_node("ecu1")->state(), "ready");
+}
+
+TEST_F(CoordinatorTest, Drain_WhatCannotMove_StaysAndIsNamed) {
+  running_x();
+  beat("ecu1", {status("x", "running")});
+  std::string problem;
+  auto drained = core_->drain("ecu1", [&](const pb::DrainProgress& step) {
+    if (!step.error().empty()) problem = step.workload() + ": " + step.error();
+    return true;
+  }, "test");
+  EXPECT_FALSE(drained);
+  EXPECT_TRUE(problem.starts_with("x: ")) << problem;
+  EXPECT_EQ(core_->show_workload("x")->ownership().owner(), "ecu1");
+  EXPECT_EQ(core_->drain("ecu9", [](const auto&) { return true; }, "test").error().code, Code::kNotFound);
 }
 
 TEST_F(CoordinatorTest, Checkpoints_AreMergedOverTheirHolders) {

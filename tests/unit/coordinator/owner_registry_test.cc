@@ -76,5 +76,47 @@ TEST_F(OwnerRegistryTest, EveryChange_IsAnEvent) {
   EXPECT_EQ(store_->events(0, "x")->size(), 2u);
 }
 
+pb::TenureRecord voted(std::uint64_t incarnation, const std::string& owner, int voters = 3) {
+  pb::TenureRecord record;
+  record.set_workload("x");
+  record.set_owner(owner);
+  record.set_incarnation(incarnation);
+  for (int i = 1; i <= voters; ++i) record.add_voters()->set_node("ecu" + std::to_string(i));
+  return record;
+}
+
+TEST_F(OwnerRegistryTest, EnterVoters_ByTheOwnerAtItsIncarnation_EndsTheRegistrysSay) {
+  ASSERT_TRUE(registry_->create("x", "ecu1", "run"));
+  EXPECT_EQ(registry_->enter_voters(voted(3, "ecu1")).error().code, Code::kConflict);
+  EXPECT_EQ(registry_->enter_voters(voted(2, "ecu2")).error().code, Code::kConflict);
+  EXPECT_EQ(registry_->enter_voters(voted(2, "ecu1", 0)).error().code, Code::kConflict);
+  ASSERT_TRUE(registry_->enter_voters(voted(2, "ecu1")));
+  ASSERT_TRUE(registry_->enter_voters(voted(2, "ecu1"))) << "its answer was lost";
+  EXPECT_EQ(registry_->enter_voters(voted(3, "ecu1")).error().code, Code::kConflict);
+  EXPECT_EQ(change(2, "ecu2").error().code, Code::kConflict);
+  EXPECT_EQ(registry_->retire("x", 2, false).error().code, Code::kConflict);
+}
+
+TEST_F(OwnerRegistryTest, Follow_TakesNewerRecordsOnly_UntilTheyNameNobody) {
+  ASSERT_TRUE(registry_->create("x", "ecu1", "run"));
+  ASSERT_TRUE(registry_->enter_voters(voted(2, "ecu1")));
+  auto news = registry_->follow(voted(3, "ecu2"));
+  ASSERT_TRUE(news);
+  EXPECT_TRUE(*news);
+  EXPECT_FALSE(*registry_->follow(voted(3, "ecu2")));
+  EXPECT_FALSE(*registry_->follow(voted(2, "ecu1")));
+  EXPECT_EQ((*registry_->get("x"))->owner(), "ecu2");
+  EXPECT_EQ((*registry_->get("x"))->previous_owner(), "ecu1");
+  // A change of voters is no change of owner.
+  ASSERT_TRUE(*registry_->follow(voted(4, "ecu2")));
+  EXPECT_EQ((*registry_->get("x"))->previous_owner(), "ecu1");
+  ASSERT_TRUE(*registry_->follow(voted(5, "", 0)));
+  EXPECT_TRUE(change(5, "ecu3", "restore")) << "nobody votes any more";
+  EXPECT_EQ(registry_->follow(voted(9, "ecu1")).value_or(false), true);
+  ASSERT_TRUE(*registry_->follow(voted(10, "", 0)));
+  ASSERT_TRUE(registry_->retire("x", 10, false));
+  EXPECT_EQ(registry_->follow(voted(12, "ecu1")).error().code, Code::kNotFound);
+}
+
 }  // namespace
 }  // namespace baton::coordinator
