@@ -178,6 +178,19 @@ class Workload:
         shown = self.bench.show(self.name)
         return find(shown, "node"), find(shown, "pid")
 
+    def voted(self, timeout_s=60):
+        """Its voters decide by now: it goes on by itself when its node is lost."""
+        wait_until(lambda: len(self.bench.field(self.name, "voters") or []) == 3, timeout_s, f"{self.name} has three voters")
+        return self
+
+    def goes_on(self, node, timeout_s=60):
+        """A failover has brought it there."""
+        def look():
+            shown = self.bench.show(self.name)
+            return find(shown, "node") == node and find(shown, "state") == "running" and not find(shown, "stale")
+        wait_until(look, timeout_s, f"{self.name} runs on {node}")
+        return self
+
     def verify(self, timeout_s=60):
         """The program verifies itself, wherever it runs now."""
         before = sum(x == "ok" for x in self.lines())

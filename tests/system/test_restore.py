@@ -1,9 +1,7 @@
 #!/usr/bin/python3
-"""Checkpoints: a program killed with its node goes on elsewhere from NAME@SEQ;
+"""Checkpoints: a program killed with its node goes on elsewhere from the newest one;
 a hundred checkpoints of a program that changes its mappings all the time, and
 any of them restored beside the original."""
-import time
-
 from bench import NOT_FOUND, FAILED, Case, find, main, tracee, wait_until
 
 
@@ -11,10 +9,11 @@ class Restore(Case):
     def numbers(self, workload):
         return [int(x.split()[1]) for x in workload.lines() if x.startswith("count ")]
 
-    def test_node_power_off_restore_by_seq_continues_from_there(self):
+    def test_node_power_off_goes_on_from_the_newest_committed(self):
         workload = self.start("phoenix", [tracee("counter"), "10000"], "--interval", "100ms", "--standby", "ecu2")
         workload.ready()
         workload.wait_commit(5)
+        workload.voted()
         seq = workload.committed()
         self.bench.vecu("kill", "ecu1")
         self.addCleanup(self.bench.vecu, "start", "ecu1")
@@ -22,7 +21,7 @@ class Restore(Case):
         last_before = self.numbers(workload)[-1]
         seqs = sorted(int(c["seq"]) for c in self.bench.baton("checkpoints", "phoenix"))
         self.assertGreaterEqual(seqs[-1], seq, "a committed checkpoint is missing")
-        wait_until(lambda: self.bench.call("restore", f"phoenix@{seqs[-1]}", "--to", "ecu2").returncode == 0, 60, "restore on ecu2")
+        workload.goes_on("ecu2")
         wait_until(lambda: len(workload.lines()) > at + 10, 30, "the program prints again")
         after = [int(x.split()[1]) for x in workload.lines()[at:] if x.startswith("count ")]
         self.assertEqual(after, list(range(after[0], after[0] + len(after))), "it skips or repeats numbers")
@@ -35,9 +34,10 @@ class Restore(Case):
         workload = self.start("single", [tracee("counter"), "10000"], "--interval", "100ms", "--standby", "ecu2")
         workload.ready()
         workload.wait_commit(3)
+        workload.voted()
         self.bench.vecu("kill", "ecu1")
         try:
-            wait_until(lambda: self.bench.call("restore", "single@" + str(workload.committed()), "--to", "ecu2").returncode == 0, 60, "restore on ecu2")
+            workload.goes_on("ecu2")
         finally:
             self.bench.vecu("start", "ecu1")
         workload.verify()
@@ -74,14 +74,13 @@ class Restore(Case):
         workload.verify()
 
     def test_clock_of_a_restored_program_includes_the_time_away(self):
-        workload = self.start("time", [tracee("clocks")], "--interval", "100ms", "--standby", "ecu2")
+        workload = self.start("time", [tracee("clocks")], "--interval", "100ms", "--standby", "ecu3")   # whose clock is behind
         workload.ready()
         workload.wait_commit(3)
+        workload.voted()
         self.bench.vecu("kill", "ecu1")
         try:
-            seq = workload.committed()
-            time.sleep(1)
-            wait_until(lambda: self.bench.call("restore", f"time@{seq}", "--to", "ecu3").returncode == 0, 60, "restore on ecu3, whose clock is behind")
+            workload.goes_on("ecu3")
         finally:
             self.bench.vecu("start", "ecu1")
         workload.verify()

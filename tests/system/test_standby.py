@@ -33,17 +33,19 @@ class Standby(Hot):
         workload.verify()
         self.assertIn("apply", self.events("mover", "migrated")[-1])
 
-    def test_node_power_off_restore_runs_the_shadow(self):
+    def test_node_power_off_runs_the_shadow(self):
         workload = self.hot("phoenix", [tracee("counter"), "10000"])
         workload.wait_commit(10)
+        workload.voted()
+        at = len(workload.lines())
         self.bench.vecu("kill", "ecu1")
         try:
-            at = len(workload.lines())
-            newest = max(int(c["seq"]) for c in self.bench.baton("checkpoints", "phoenix"))
-            wait_until(lambda: self.bench.call("restore", f"phoenix@{newest}", "--to", "ecu2").returncode == 0, 60, "restore on ecu2")
+            workload.goes_on("ecu2")
             wait_until(lambda: len(workload.lines()) > at + 10, 30, "the program prints again")
-            after = [int(x.split()[1]) for x in workload.lines()[at:] if x.startswith("count ")]
-            self.assertEqual(after, list(range(after[0], after[0] + len(after))), "it skips or repeats numbers")
+            after = [int(x.split()[1]) for x in workload.lines()[at - 1:] if x.startswith("count ")]
+            breaks = [(a, b) for a, b in zip(after, after[1:]) if b != a + 1]
+            self.assertLessEqual(len(breaks), 1, f"it skips or repeats numbers: {breaks}")
+            self.assertTrue(all(b <= a for a, b in breaks), f"it skips numbers: {breaks}")
             self.assertGreater(after[0], 5, "it began anew instead of going on")
             workload.verify()
             self.assertIn("out of the shadow", self.events("phoenix", "restored")[-1])

@@ -1,0 +1,80 @@
+"""What tests of failovers share: a witness that tells who runs, and what its lines prove."""
+from bench import Workload, tracee, wait_until
+
+PERIOD_US = 2000
+
+
+class Witness(Workload):
+    """tests/tracees/witness.cc: every line is "WALL_NS HOST COUNT"; the wall clock is one for all machines."""
+
+    def __init__(self, bench, name, *options, node="ecu1", period_us=PERIOD_US):
+        self.told = f"{bench.shared}/{name}.witness"
+        self.period_us = period_us
+        super().__init__(bench, name, [tracee("witness"), self.told, str(period_us)], *options, node=node)
+
+    def told_lines(self):
+        """(wall_ns, host, count), as far as they are whole."""
+        try:
+            with open(self.told, encoding="ascii") as f:
+                text = f.read()
+        except FileNotFoundError:
+            return []
+        out = []
+        for line in text[:text.rfind("\n") + 1].splitlines():
+            wall, host, count = line.split()
+            out.append((int(wall), host, int(count)))
+        return out
+
+    def host(self):
+        lines = self.told_lines()
+        return lines[-1][1] if lines else None
+
+    def runs_on(self, node, timeout_s=20):
+        def look():
+            lines = self.told_lines()
+            return len(lines) > 5 and all(host == node for _, host, _ in lines[-5:])
+        wait_until(look, timeout_s, f"{self.name} tells of itself on {node}; last: {self.told_lines()[-2:]}")
+        return self
+
+
+    def changes(self):
+        """Each change of hosts: (from, to, gap in ms, numbers told again)."""
+        lines = self.told_lines()
+        out = []
+        for (w0, h0, c0), (w1, h1, c1) in zip(lines, lines[1:]):
+            if h0 != h1:
+                out.append((h0, h1, (w1 - w0) / 1e6, c0 - c1 + 1))
+        return out
+
+    def prove(self, case, most_lost_ms=None):
+        """Never two at once; nothing skipped; after a takeover it goes on from at most `most_lost_ms` before."""
+        lines = self.told_lines()
+        # Written by O_APPEND in the order in which they happened: hosts come in stretches, wall clocks never go back.
+        # A line is written after its time was read: two instances in turn would interleave.
+        latest = {}
+        for i, (wall, host, count) in enumerate(lines):
+            case.assertGreaterEqual(wall, lines[i - 1][0] - 2_000_000 if i else 0, f"line {i} of {self.name} is from before its predecessor: two run at once")
+            if host in latest and i and lines[i - 1][1] == host:
+                case.assertEqual(count, latest[host] + 1, f"line {i} of {self.name}: it skips or repeats a number on {host}")
+            latest[host] = count
+        for before, after, gap_ms, again in self.changes():
+            case.assertGreaterEqual(again, 0, f"{self.name}: {before} -> {after} skips {-again} numbers")
+            if most_lost_ms is not None:
+                case.assertLessEqual(again * self.period_us / 1000, most_lost_ms, f"{self.name}: {before} -> {after} lost {again} numbers")
+        return self.changes()
+
+
+def hot_events(bench, name):
+    return [e["text"] for e in bench.baton("events") if e["workload"] == name and e["kind"] == "standby" and "hot at" in e["text"]]
+
+
+def protected(bench, witness, voters=3, timeout_s=60):
+    """Three vote, the standby stands ready, checkpoints are committed."""
+    def look():
+        shown = bench.show(witness.name)
+        votes = shown.get("voters") or []
+        copies = shown.get("standby_copies") or []
+        return len(votes) == voters and any(c.get("connected") for c in copies) and shown.get("tenure") == "held"
+    wait_until(look, timeout_s, f"{witness.name} has {voters} voters and a standby in step")
+    witness.wait_commit(witness.committed() + 5)
+    return witness
