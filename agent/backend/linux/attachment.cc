@@ -19,6 +19,7 @@ using std::chrono::steady_clock;
 
 bool same_memory(pid_t a, pid_t b) { return ::syscall(SYS_kcmp, a, b, KCMP_VM, 0, 0) == 0; }
 
+constexpr std::uint64_t kSysvKey = std::uint64_t{1} << 63;
 constexpr std::uint64_t kEnrollPages = 256;   // of new mappings: fewer are not worth stopping the program
 constexpr auto kJudgeWatchAfter = std::chrono::seconds(1);
 constexpr auto kWatchAgainAfter = std::chrono::seconds(60);
@@ -283,6 +284,7 @@ Result<SharedObject*> LinuxAttachment::shared_object(Fd fd, pb::MemoryObjectKind
   struct stat st {};
   if (::fstat(fd.get(), &st) != 0) return errno_error("stat", name);
   FileKey key{st.st_dev, st.st_ino};
+  if (kind == pb::MEMORY_OBJECT_SYSV) key.first |= kSysvKey;   // their inodes are numbered apart
   auto it = shared_.find(key);
   if (it == shared_.end()) {
     auto object = std::make_unique<SharedObject>(next_object_++, kind, name, std::move(fd));
@@ -292,7 +294,7 @@ Result<SharedObject*> LinuxAttachment::shared_object(Fd fd, pb::MemoryObjectKind
 }
 
 Result<SharedObject*> LinuxAttachment::shared_mapping(const MemoryMap& map, const Vma& v) {
-  FileKey key{v.device, v.inode};
+  FileKey key = maps_key(v);
   if (auto it = by_maps_key_.find(key); it != by_maps_key_.end()) return it->second;
   char link[96];
   std::snprintf(link, sizeof link, "/proc/%d/map_files/%llx-%llx", map.pid(),
@@ -305,8 +307,55 @@ Result<SharedObject*> LinuxAttachment::shared_mapping(const MemoryMap& map, cons
   return object;
 }
 
-Result<void> LinuxAttachment::copy_shared(backend::PageSink& sink, backend::RoundStats& stats) {
+LinuxAttachment::FileKey LinuxAttachment::maps_key(const Vma& v) {
+  const bool sysv = v.file != nullptr && v.file->kind == FileKind::kSysv;
+  return {v.device | (sysv ? kSysvKey : 0), v.inode};
+}
+
+// What is mapped of a segment must be all of it: shmat(2) attaches no less.
+Result<void> LinuxAttachment::check_segment(const MemoryMap& map, const Vma& v) const {
+  if (!ipc_) {
+    return make_error(Code::kUnsupported, "capture memory",
+                      "process " + std::to_string(map.pid()) + ": System V shared memory of the node's own IPC namespace",
+                      "Start the program with baton run, which gives it one of its own.");
+  }
+  for (const auto& segment : ipc_content_.segments) {
+    if (segment.inode() != v.inode) continue;
+    if (v.offset == 0 && v.end - v.start == (segment.size_bytes() + 4095) / 4096 * 4096) return {};
+    return make_error(Code::kUnsupported, "capture memory",
+                      "process " + std::to_string(map.pid()) + ": part of the System V segment " + std::to_string(segment.owner().id()));
+  }
+  return {};   // it came after the segments were read: the next capture finds it
+}
+
+Result<void> LinuxAttachment::read_ipc(bool same) {
+  if (!std::exchange(ipc_entered_, true)) {
+    BATON_ASSIGN(ipc_, state::IpcNamespace::enter(target_.root));
+  }
+  if (!ipc_ || (same && ipc_content_.empty())) return {};
+  BATON_ASSIGN(ipc_content_, ipc_->read());
+  std::map<int, SharedObject*> now;
+  for (auto& segment : ipc_content_.segments) {
+    const int id = segment.owner().id();
+    auto it = segments_.find(id);
+    if (it == segments_.end()) {
+      auto fd = ipc_->open_segment(id);
+      if (!fd) continue;   // removed meanwhile
+      BATON_ASSIGN(SharedObject * object, shared_object(std::move(*fd), pb::MEMORY_OBJECT_SYSV, "System V segment " + std::to_string(id)));
+      now[id] = object;
+    } else {
+      now[id] = it->second;
+    }
+    segment.set_object(now[id]->object());
+  }
+  segments_ = std::move(now);
+  std::erase_if(ipc_content_.segments, [](const pb::SysvSegment& segment) { return segment.object() == 0; });
+  return {};
+}
+
+Result<void> LinuxAttachment::copy_shared(backend::PageSink& sink, backend::RoundStats& stats, bool same) {
   for (auto& [key, object] : shared_) object->seen = false;
+  BATON_TRY(read_ipc(same));
   for (auto& [pid, p] : processes_) {
     const MemoryMap& map = p.space->map();
     for (const Vma& v : map.vmas()) {
@@ -317,6 +366,7 @@ Result<void> LinuxAttachment::copy_shared(backend::PageSink& sink, backend::Roun
         if (object.error().code == Code::kNotFound) continue;
         return std::move(object).error();
       }
+      if ((*object)->kind() == pb::MEMORY_OBJECT_SYSV) BATON_TRY(check_segment(map, v));
       if ((*object)->seen) continue;
       (*object)->seen = true;
       BATON_ASSIGN(std::uint64_t copied, (*object)->copy(sink));
@@ -324,12 +374,19 @@ Result<void> LinuxAttachment::copy_shared(backend::PageSink& sink, backend::Roun
       stats.pages_written += copied;
     }
   }
+  for (auto& [id, object] : segments_) {   // those that nobody has attached
+    if (std::exchange(object->seen, true)) continue;
+    BATON_ASSIGN(std::uint64_t copied, object->copy(sink));
+    stats.pages_copied += copied;
+    stats.pages_written += copied;
+  }
   return {};
 }
 
 // Objects that the last capture has not met are gone for good.
 void LinuxAttachment::drop_unseen_objects() {
   std::erase_if(by_maps_key_, [](const auto& e) { return !e.second->seen; });
+  std::erase_if(segments_, [](const auto& e) { return !e.second->seen; });
   std::erase_if(shared_, [](const auto& e) { return !e.second->seen; });
 }
 
@@ -424,7 +481,7 @@ Result<backend::RoundStats> LinuxAttachment::do_round(backend::PageSink& sink,
   BATON_TRY(fault_point("round.collected"));
   auto collected = steady_clock::now();
   BATON_TRY(copy_private(sink, stats));
-  BATON_TRY(copy_shared(sink, stats));
+  BATON_TRY(copy_shared(sink, stats, false));
   for (auto& [pid, p] : processes_) p.space->refresh_flags();
   stats.scan = collected - start;
   stats.copy = steady_clock::now() - collected;

@@ -17,6 +17,7 @@
 #include "agent/backend/linux/remote/freeze.h"
 #include "agent/backend/linux/remote/ptrace_thread.h"
 #include "agent/backend/linux/remote/syscall_watch.h"
+#include "agent/backend/linux/state/ipc.h"
 #include "agent/backend/linux/state/state.h"
 
 namespace baton::linux_backend {
@@ -57,7 +58,11 @@ class LinuxAttachment final : public backend::Attachment {
   Result<void> copy_private(backend::PageSink& sink, backend::RoundStats& stats);
   Result<void> stage_private(backend::PageSink& sink, backend::RoundStats& stats);
   void emit_staged(backend::PageSink& sink, backend::RoundStats& stats);
-  Result<void> copy_shared(backend::PageSink& sink, backend::RoundStats& stats);
+  // `same`: nobody has made a call since the last freeze that could have changed System V objects.
+  Result<void> copy_shared(backend::PageSink& sink, backend::RoundStats& stats, bool same);
+  Result<void> read_ipc(bool same);
+  Result<void> check_segment(const MemoryMap& map, const Vma& v) const;
+  static FileKey maps_key(const Vma& v);
   Result<SharedObject*> shared_object(Fd fd, pb::MemoryObjectKind kind, const std::string& name);
   Result<SharedObject*> shared_mapping(const MemoryMap& map, const Vma& v);
   void drop_unseen_objects();
@@ -90,6 +95,10 @@ class LinuxAttachment final : public backend::Attachment {
   std::map<pid_t, Process> processes_;
   std::map<FileKey, std::unique_ptr<SharedObject>> shared_;
   std::map<FileKey, SharedObject*> by_maps_key_;   // device and inode as maps writes them
+  std::unique_ptr<state::IpcNamespace> ipc_;       // null: not the workload's alone
+  bool ipc_entered_ = false;
+  state::IpcContent ipc_content_;                  // of the last read
+  std::map<int, SharedObject*> segments_;          // by shmid
   state::StateContext state_;
   std::unique_ptr<SyscallWatch> watch_;            // null: not possible here, or given up for a while
   // At the end of the last whole freeze; what was read there is proved to hold by equal counts.

@@ -241,7 +241,7 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
                           std::to_string(options.max_pending_pages));
   }
   BATON_TRY(options.verify ? copy_private(sink, stats.pages) : stage_private(sink, stats.pages));
-  BATON_TRY(copy_shared(sink, stats.pages));
+  BATON_TRY(copy_shared(sink, stats.pages, freeze.roster_held()));
   BATON_TRY(fault_point("capture.copied"));
   auto copied = steady_clock::now();
   VerifyReport report;
@@ -356,7 +356,7 @@ void LinuxAttachment::write_manifest(const Captured& captured, pb::Manifest& man
     p->set_shares_memory_with(m.shares_with);
     if (m.shares_with != 0) continue;
     write_mappings(m.space->map(), [&](const Vma& v) -> std::uint64_t {
-      auto it = by_maps_key_.find({v.device, v.inode});
+      auto it = by_maps_key_.find(maps_key(v));
       return it == by_maps_key_.end() ? 0 : it->second->object();
     }, *p);
     m.space->write_flags(kept_ != nullptr, *p);
@@ -370,6 +370,9 @@ void LinuxAttachment::write_manifest(const Captured& captured, pb::Manifest& man
   for (const auto& [open_file, id] : captured.descriptor_objects) {
     state.mutable_open_files(static_cast<int>(open_file))->set_object(id);
   }
+  for (const auto& segment : ipc_content_.segments) *state.add_sysv_segments() = segment;
+  for (const auto& set : ipc_content_.semaphores) *state.add_sysv_semaphores() = set;
+  for (const auto& queue : ipc_content_.queues) *state.add_sysv_queues() = queue;
   for (const auto& [key, shared] : shared_) {
     if (!shared->seen) continue;
     pb::MemoryObject* object = manifest.add_objects();

@@ -217,6 +217,10 @@ Result<backend::Inspection> LinuxBackend::inspect(const backend::AttachTarget& t
     std::uint64_t captured = 0;
     for (const Vma& v : map->vmas()) {
       ++captured;
+      if (v.file != nullptr && v.file->kind == FileKind::kSysv &&
+          (v.offset != 0 || v.end - v.start != (v.file->size_bytes + 4095) / 4096 * 4096)) {
+        verdict(pid, subject, "system v ipc", "refused", "part of the System V segment " + std::to_string(v.inode) + " is mapped");
+      }
       if (v.kind != pb::MAPPING_FILE_PRIVATE && v.kind != pb::MAPPING_FILE_SHARED) continue;
       pb::Mapping m;
       fill_mapping(*map, v, m);

@@ -266,20 +266,20 @@ Animal mqueue_full() {
 }
 
 const std::vector<Case> kCases = {
-    {"shm-private", "System V shared memory", "System V shared memory", shm_private},
-    {"shm-keyed", "System V shared memory", "System V shared memory", shm_keyed},
-    {"shm-removed", "System V shared memory", "System V shared memory", shm_removed},
-    {"shm-unattached", "System V shared memory", kLost, shm_unattached},
-    {"shm-shared", "System V shared memory", "System V shared memory", shm_shared},
-    {"shm-partial", "System V shared memory", "System V shared memory", shm_partial},
-    {"sem-values", "System V semaphores", kLost, sem_values},
-    {"sem-waited-for", "System V semaphores", kLost, sem_waited_for},
-    {"msg-waiting", "System V queue", kLost, msg_waiting},
+    {"shm-private", "System V shared memory", nullptr, shm_private},
+    {"shm-keyed", "System V shared memory", nullptr, shm_keyed},
+    {"shm-removed", "System V shared memory", nullptr, shm_removed},
+    {"shm-unattached", "System V shared memory", nullptr, shm_unattached},
+    {"shm-shared", "System V shared memory", nullptr, shm_shared},
+    {"shm-partial", "System V shared memory", "part of the System V segment", shm_partial},
+    {"sem-values", "System V semaphores", nullptr, sem_values},
+    {"sem-waited-for", "System V semaphores", nullptr, sem_waited_for},
+    {"msg-waiting", "System V queue", nullptr, msg_waiting},
     {"posix-shm", "POSIX shared memory", nullptr, posix_shm},
     {"posix-semaphore", "POSIX semaphore", nullptr, posix_semaphore},
-    {"mqueue-empty", "POSIX queue", kLost, mqueue_empty},
+    {"mqueue-empty", "POSIX queue", "POSIX message queue", mqueue_empty},
     {"mqueue-closed", "POSIX queue", kLost, mqueue_closed},
-    {"mqueue-full", "POSIX queue", kLost, mqueue_full},
+    {"mqueue-full", "POSIX queue", "POSIX message queue", mqueue_full},
 };
 
 }  // namespace

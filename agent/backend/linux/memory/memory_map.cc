@@ -207,7 +207,7 @@ const FileInfo* MemoryMap::file_info(const Vma& v, std::string_view name) {
   if (name.starts_with("/dev/zero") || name.starts_with("/memfd:") || name.starts_with("[anon_shmem:")) {
     info.kind = FileKind::kSharedMemory;
   } else if (name.starts_with("/SYSV") && deleted) {
-    return refuse("System V shared memory is not supported");   // its id cannot be given back by restore
+    info.kind = FileKind::kSysv;
   } else if (deleted && (!fd || st.st_nlink == 0)) {
     info.kind = FileKind::kDeleted;
   } else if (deleted) {

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/prctl.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
@@ -142,6 +143,11 @@ class Mapper {
         BATON_TRY(make_room());
         auto found = c_.objects.find(m.object());
         if (found == c_.objects.end()) return make_error(Code::kCorrupt, "build", subject(process_) + ": a mapping of an unknown memory object");
+        if (found->second.segment >= 0) {
+          const std::uint64_t attach = ((m.prot() & PROT_WRITE) ? 0 : SHM_RDONLY) | ((m.prot() & PROT_EXEC) ? SHM_EXEC : 0);
+          calls_.push_back(record(SYS_shmat, {static_cast<std::uint64_t>(found->second.segment), m.start(), attach}));
+          break;
+        }
         calls_.push_back(record(SYS_mmap, {m.start(), bytes, m.prot(), flags, static_cast<std::uint64_t>(found->second.number), m.offset()}));
         break;
       }

@@ -126,6 +126,7 @@ class LinuxBuild final : public backend::Build {
       BATON_TRY(place_descriptors(c_, process));
       BATON_TRY(build_address_space(c_, process));
     }
+    BATON_TRY(settle_ipc(c_));
     BATON_TRY(make_threads(c_));
     for (auto& [pid, process] : c_.processes) {
       if (!process.threads.empty()) BATON_TRY(set_attributes(c_, process));
@@ -166,6 +167,7 @@ class LinuxBuild final : public backend::Build {
     }
     backend::Followed followed;
     BATON_TRY(follow_files(c_, old));
+    BATON_TRY(follow_ipc(c_, old));
     for (auto& [pid, process] : c_.processes) {
       if (process.threads.empty()) continue;
       BATON_TRY(follow_threads(process, *before[pid]));

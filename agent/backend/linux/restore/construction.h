@@ -33,6 +33,7 @@ struct SharedObject {
   int number = -1;                         // descriptor in the template and every process built from it
   Fd ours;                                 // for filling
   std::uint64_t size_bytes = 0;
+  int segment = -1;                        // System V: attached by this id, and no descriptor
 };
 
 struct LiveConnection {
@@ -68,6 +69,11 @@ Result<void> make_threads(Construction& c);
 
 // open_files.cc, open_sockets.cc: in the template, before the tree; then into place.
 Result<void> make_objects(Construction& c);
+// ipc.cc: in the template: segments become objects; then, once all have attached what they have.
+Result<void> make_ipc(Construction& c);
+Result<void> settle_ipc(Construction& c);
+Result<void> check_ipc_follows(const pb::LinuxState& old, const pb::LinuxState& now);
+Result<void> follow_ipc(Construction& c, const pb::LinuxState& old);
 Result<void> open_files(Construction& c);
 Result<int> open_socket(Construction& c, const pb::OpenFile& file, std::map<std::uint32_t, std::pair<int, int>>& pairs);
 Result<void> open_some(Construction& c, const std::vector<int>& which);      // fills open_numbers

@@ -308,7 +308,7 @@ Result<void> make_objects(Construction& c) {
   }
   for (const auto& object : c.manifest->objects()) {
     if (object.kind() == pb::MEMORY_OBJECT_PRIVATE || c.objects.count(object.id()) != 0) continue;
-    if (object.kind() == pb::MEMORY_OBJECT_SYSV) return refuse("System V shared memory");
+    if (object.kind() == pb::MEMORY_OBJECT_SYSV) return make_error(Code::kCorrupt, "build", object.name() + ": nothing says what it is");
     const pb::OpenFile* file = files.count(object.id()) != 0 ? files[object.id()] : nullptr;
     int low = -1;
     if (file != nullptr && file->kind() == pb::OPEN_FILE_DELETED) {
@@ -347,6 +347,7 @@ Result<void> open_files(Construction& c) {
   BATON_TRY(maker.call(SYS_close_range, {kKeeperErrWrite + 1, static_cast<std::uint64_t>(c.first_number - 1), 0}));
   BATON_ASSIGN(c.keeper_out, keep_number(c, kKeeperOutWrite, "stdout"));
   BATON_ASSIGN(c.keeper_err, keep_number(c, kKeeperErrWrite, "stderr"));
+  BATON_TRY(make_ipc(c));
   BATON_TRY(make_objects(c));
   std::vector<int> which;
   for (int i = 0; i < c.state.open_files_size(); ++i) {

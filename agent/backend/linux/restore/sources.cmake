@@ -1,7 +1,7 @@
 # restore/: build processes from a manifest; launch fresh ones; the keeper.
 baton_room(linux_restore SOURCES
   restore/activation.cc restore/address_space.cc restore/attributes.cc restore/build.cc
-  restore/connections.cc restore/credentials.cc restore/follow.cc restore/follow_files.cc restore/keeper_client.cc
+  restore/connections.cc restore/credentials.cc restore/follow.cc restore/follow_files.cc restore/ipc.cc restore/keeper_client.cc
   restore/launch.cc restore/open_files.cc
   restore/open_sockets.cc restore/puppet.cc restore/puppet_code.S restore/tcp.cc restore/timers.cc restore/tree.cc restore/udp.cc
   DEPS base proto linux_state)

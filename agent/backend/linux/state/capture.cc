@@ -80,6 +80,7 @@ Result<void> read_processes(StoppedTree& tree, StateContext::Impl& impl, const R
   Places places;
   for (const auto& process : tree.processes) places.inside[process.pid] = process.ns_pid;
   if (auto root = places.inside.find(tree.root); root != places.inside.end()) out.set_root_pid(root->second);
+  std::vector<pid_t> alive;
   for (auto& process : tree.processes) {
     auto& state = *find_or_add(out, process.ns_pid);
     auto status = read_task_status(process.pid);
@@ -92,6 +93,10 @@ Result<void> read_processes(StoppedTree& tree, StateContext::Impl& impl, const R
       continue;
     }
     check_process(process.pid, tree.keeper, *tree.spec, report);
+    for (pid_t other : alive) {
+      if (const std::string shared = shared_tables(process.pid, other); !shared.empty()) report({process.pid, "process", "sharing", "refused", shared});
+    }
+    alive.push_back(process.pid);
     if (process.shares_memory_with != 0) {
       return make_error(Code::kUnsupported, "capture", "process " + std::to_string(process.pid) + ": it shares its memory with process " + std::to_string(process.shares_memory_with));
     }

@@ -2,6 +2,7 @@
 // outside, through copies of the descriptors (pidfd_getfd(2)) and /proc; no injected calls.
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <sys/statfs.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -19,6 +20,7 @@
 
 namespace baton::linux_backend::state {
 namespace {
+constexpr long kMessageQueues = 0x19800202;   // MQUEUE_MAGIC of the kernel
 
 constexpr std::size_t kMaxDescriptors = 1u << 20;   // of one process
 
@@ -352,6 +354,11 @@ class Reader {
       int seals = f.copy ? ::fcntl(f.copy.get(), F_GET_SEALS) : -1;
       file.set_memfd_seals(seals >= 0 ? static_cast<std::uint32_t>(seals) : 0u);
       add_object(f, file, true);
+      return;
+    }
+    struct statfs where {};
+    if (S_ISREG(f.stat.st_mode) && f.copy && ::fstatfs(f.copy.get(), &where) == 0 && where.f_type == kMessageQueues) {
+      refuse(f, "POSIX message queue", f.target + ": POSIX message queues are not supported");
       return;
     }
     if (S_ISCHR(f.stat.st_mode)) return describe_character_device(f, file);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "agent/backend/linux/state/internal.h"
+#include "agent/backend/linux/state/ipc.h"
 
 namespace baton::linux_backend::state {
 
@@ -39,6 +40,12 @@ void inspect(const std::vector<pid_t>& pids, pid_t keeper, const pb::WorkloadSpe
       if (::syscall(SYS_kcmp, pid, other.pid, KCMP_VM, 0, 0) != 0) continue;
       report({pid, "process", "sharing", "refused", "it shares its memory with process " + std::to_string(other.pid)});
       break;
+    }
+    if (const std::string ipc = foreign_ipc(pid); !ipc.empty()) {
+      report({pid, ipc, "system v ipc", "refused", "it is in the node's own IPC namespace; a program that baton run starts has one of its own"});
+    }
+    for (const auto& other : processes) {
+      if (const std::string shared = shared_tables(pid, other.pid); !shared.empty()) report({pid, "process", "sharing", "refused", shared});
     }
     processes.push_back({pid, status->ns_tids.empty() ? pid : status->ns_tids.back()});
   }

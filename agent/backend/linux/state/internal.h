@@ -96,6 +96,7 @@ struct SocketReader {
   std::set<std::uint64_t> inside;                // inodes of all sockets that the workload holds
   std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint32_t> pairs;   // inodes, lower first -> index
   std::map<std::uint64_t, std::uint64_t> peers;  // unix socket inode -> peer's (0: none)
+  std::map<std::uint64_t, std::uint32_t> shut;   // unix sockets: 1: receive, 2: send, by inode
   std::map<std::uint64_t, std::uint32_t> receive_queues;  // packets or connections waiting, by inode
   bool peers_known = false;
   pid_t any_pid = 0;                             // whose network namespace counts
@@ -153,6 +154,8 @@ Result<void> read_process(pid_t pid, const Places& places, pb::ProcessState& out
 Result<void> add_zombies(const StoppedTree& tree, const Places& places, pb::LinuxState& out);
 // Refuses what no process may have: seccomp filters, foreign namespaces, a tracer.
 void check_process(pid_t pid, pid_t keeper, const pb::WorkloadSpec& spec, const Report& report);
+bool share_tables(pid_t process, pid_t thread);          // descriptors, and working directory
+std::string shared_tables(pid_t a, pid_t b);             // of two processes: what is refused; empty: nothing
 struct StatusFacts {
   int seccomp = 0;                // mode
   std::uint64_t locked_kib = 0;   // VmLck

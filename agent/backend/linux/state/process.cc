@@ -1,4 +1,5 @@
 // What /proc tells of a process: its place in the tree, credentials, limits, folders.
+#include <linux/kcmp.h>
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -144,6 +145,21 @@ Result<void> add_zombies(const StoppedTree& tree, const Places& places, pb::Linu
   return {};
 }
 
+namespace {
+bool shares(pid_t a, pid_t b, int what) { return ::syscall(SYS_kcmp, a, b, what, 0, 0) == 0; }
+}  // namespace
+
+// A thread that has just ended compares as an error, not as another.
+bool share_tables(pid_t process, pid_t thread) {
+  return ::syscall(SYS_kcmp, process, thread, KCMP_FILES, 0, 0) <= 0 && ::syscall(SYS_kcmp, process, thread, KCMP_FS, 0, 0) <= 0;
+}
+
+std::string shared_tables(pid_t a, pid_t b) {
+  if (shares(a, b, KCMP_FILES)) return "it shares its descriptor table with process " + std::to_string(b);
+  if (shares(a, b, KCMP_FS)) return "it shares its working directory with process " + std::to_string(b);
+  return {};
+}
+
 void check_process(pid_t pid, pid_t keeper, const pb::WorkloadSpec& spec, const Report& report) {
   auto refuse = [&](std::string resource, std::string kind, std::string detail) {
     report({pid, std::move(resource), std::move(kind), "refused", std::move(detail)});
@@ -162,6 +178,13 @@ void check_process(pid_t pid, pid_t keeper, const pb::WorkloadSpec& spec, const 
   if (auto native = check_native_program(pid); !native) refuse("process", "32-bit program", "32-bit programs are not supported");
   if (auto cwd = read_link("/proc/" + std::to_string(pid) + "/cwd"); cwd && cwd->size() > 10 && cwd->compare(cwd->size() - 10, 10, " (deleted)") == 0) {
     refuse("process", "folder", "its working directory has been removed: " + *cwd);
+  }
+  if (auto threads = list_threads(pid)) {
+    for (pid_t tid : *threads) {
+      if (tid != pid && !share_tables(pid, tid)) {
+        refuse("thread " + std::to_string(tid), "sharing", "it has descriptors or a working directory of its own, apart from its process");
+      }
+    }
   }
   // Namespaces: the workload's own (the keeper's) or this node's.
   const std::string own = "/proc/self/ns/", theirs = "/proc/" + std::to_string(pid) + "/ns/", home = "/proc/" + std::to_string(keeper) + "/ns/";

@@ -1,7 +1,7 @@
 # state/: everything of a stopped tree that is not memory.
 find_package(OpenSSL REQUIRED)
 baton_room(linux_state SOURCES
-  state/capture.cc state/descriptors.cc state/fdinfo.cc state/inspect.cc state/machine.cc
+  state/capture.cc state/descriptors.cc state/fdinfo.cc state/inspect.cc state/ipc.cc state/machine.cc
   state/options.cc state/pipes.cc state/process.cc state/repair_guard.cc state/sockets.cc
   state/tcp.cc state/threads.cc state/timed_calls.cc state/udp.cc state/unix_sockets.cc
   DEPS base proto linux_remote OpenSSL::Crypto)

@@ -72,6 +72,8 @@ Result<void> SocketReader::load_unix_peers() {
           std::uint32_t length = 0;
           std::memcpy(&length, data, 4);
           receive_queues[m->udiag_ino] = length;
+        } else if (a->nla_type == UNIX_DIAG_SHUTDOWN && a->nla_len >= NLA_HDRLEN + 1) {
+          shut[m->udiag_ino] = static_cast<unsigned char>(*data);
         }
         int step = NLA_ALIGN(a->nla_len);
         bytes -= step;
@@ -181,6 +183,7 @@ Result<void> SocketReader::read_unix(int fd, std::uint64_t inode, pb::Socket& so
       entry->second = static_cast<std::uint32_t>(out->unix_pairs_size());
     }
     socket.set_pair(entry->second);
+    if (auto ways = shut.find(inode); ways != shut.end()) socket.set_shutdown(ways->second & 3);
     socket.set_first_of_pair(inode == key.first);
   } else {
     int waiting = 0;
