@@ -158,7 +158,8 @@ Time may_run_until(const State& s, const std::string& workload, Time) {
 }
 
 void Stepper::update_lease(const std::string& name, Workload& w) {
-  if (!w.running || w.disk.base().owner() != s_.self) return;
+  // Also while it is being activated: that takes longer than a term, on a busy machine.
+  if ((!w.running && now_ >= w.activating_until) || w.disk.base().owner() != s_.self) return;
   const Time until = may_run_until(s_, name, now_);
   if (until == Time::max()) {
     if (w.leased_forever && !w.lease_again) return;

@@ -312,7 +312,7 @@ struct Server::Impl {
     if (now.state().empty()) {
       return make_error(Code::kNotFound, "lease", "no workload " + request.workload() + " on this node");
     }
-    if (now.state() != "running") {
+    if (now.state() != "running" && now.state() != "activating") {
       return make_error(Code::kConflict, "lease", request.workload() + " is " + now.state() + ", not running");
     }
     if (request.incarnation() < now.incarnation()) {

@@ -1,5 +1,6 @@
 // Capturing a workload's state and building it from one.
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "agent/warden/workload.h"
@@ -188,6 +189,7 @@ Result<pb::WorkloadProcess> Workload::activate(const pb::ActivateRequest& reques
   if (request.incarnation() != 0) record_.set_incarnation(request.incarnation());
   auto begin = std::chrono::steady_clock::now();
   BATON_TRY(set_phase("activating"));
+  publish();   // leases come meanwhile
   if (request.lease_until_ns() != 0) {
     auto leased = around_.leases->renew(name_, record_.cgroup(), request.lease_until_ns(), record_.incarnation());
     auto opened = leased ? open_gate(request.lease_until_ns()) : Result<void>(leased.error());
@@ -197,6 +199,13 @@ Result<pb::WorkloadProcess> Workload::activate(const pb::ActivateRequest& reques
     }
   }
   auto recorded = std::chrono::steady_clock::now() - begin;
+  // Its lease goes on being renewed; one that runs out all the same freezes it at the end of this:
+  // what is frozen by its cgroup cannot be let go.
+  std::optional<LeaseTable::Capturing> activating(std::in_place, *around_.leases, name_, true);
+  if (!activating->allowed()) {
+    clean_up(true);
+    return make_error(Code::kTimedOut, "activate", name_ + ": its lease has run out before it could begin");
+  }
   auto activated = build_->activate(request.paused(), std::chrono::nanoseconds(request.away_ns()));
   if (activated) activated = attach_network();   // of a backend that does not connect it itself
   if (!activated) {
@@ -204,6 +213,7 @@ Result<pb::WorkloadProcess> Workload::activate(const pb::ActivateRequest& reques
     return activated.error();
   }
   // From here on it runs: whatever fails now is logged and not reported as a failed activation.
+  activating.reset();
   auto times = build_->activation_times();
   build_.reset();
   shadow_seq_ = 0;
