@@ -156,6 +156,10 @@ int run(const Arguments& arguments) {
   receiver.on_committed([&](const std::string& name, std::uint64_t incarnation, std::uint64_t seq) {
     (*tenure)->note_tip(name, incarnation, seq, false);
   });
+  receiver.on_fence([&](const std::string& name, std::uint64_t incarnation, const std::string& peer) {
+    auto known = (*tenure)->known(name);
+    return known && known->record.incarnation() > incarnation && known->record.owner() != peer;
+  });
   auto stream_server = transport::PageStreamServer::start(arguments.stream_listen, *tls, receiver);
   if (!stream_server) return fail(stream_server.error());
   auto service = make_agent_service(node);

@@ -314,6 +314,10 @@ void Node::obey(const pb::NodeOrder& order) {
     }
     auto workload = find(name);
     if (!workload) continue;
+    {
+      std::lock_guard lock(mutex_);
+      if (ending_.contains(name)) continue;   // whoever stops it does so to the end
+    }
     const std::string state = workload->state();
     // A migration under way asks for the owner itself, and acts on it.
     if (state == "migrating" || state == "moved" || ownership.incarnation() < workload->incarnation()) continue;
@@ -481,6 +485,12 @@ void Node::take_up_process(const pb::WorkloadProcess& process) {
       process_ended(name, process.wait_status(), false);
     } else {
       workload->resume_captures();
+      if (env_.tenure) {   // claimed no more while its warden was away
+        pb::Ownership ownership;
+        ownership.set_owner(options_.name);
+        ownership.set_incarnation(workload->incarnation());
+        env_.tenure->entered(name, ownership);
+      }
     }
     return;
   }

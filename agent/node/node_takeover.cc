@@ -39,10 +39,14 @@ Result<Node::TakenOver> Node::take_over(const TakeOver& order) {
     remove(name);
   }
   BATON_TRY(fault_point("agent.restore.begin"));
-  // Nothing of an earlier owner is accepted from here on.
-  if (auto held = enter_workload(*env_.store, identity, order.ownership.incarnation()); !held) {
-    spdlog::warn("{}: {}", name, held.error().message());
-  }
+  // Nothing of an earlier owner is accepted from here on: the store says so, or, before it has
+  // written that down, the voters' record.
+  auto fence = [&] {
+    auto held = enter_workload(*env_.store, identity, order.ownership.incarnation());
+    if (!held) spdlog::warn("{}: {}", name, held.error().message());
+  };
+  const bool fenced = env_.tenure && env_.tenure->voted(name);
+  if (!fenced) fence();
   TakenOver taken;
   auto standby = standbys_.find(name);
   bool runs = false;
@@ -71,6 +75,7 @@ Result<Node::TakenOver> Node::take_over(const TakeOver& order) {
   const auto ran = env_.clock->monotonic_now();
   taken.activated = env_.clock->boot_now();
   BATON_TRY(fault_point("agent.restore.activated"));
+  if (fenced) fence();
   if (runs) {
     if (auto tip = env_.store->tip(name); tip && *tip) {
       taken.pages = (*tip)->pages;
@@ -87,7 +92,8 @@ Result<Node::TakenOver> Node::take_over(const TakeOver& order) {
   BATON_TRY(enter(spec, order.ownership.incarnation(), taken.process, first_seq, standbys));
   add_event("restored", name, "from " + order.name + "@" + std::to_string(taken.seq) + ", pid " +
                                   std::to_string(taken.process.pid()) + ", out of " + std::string(word(taken.from)) +
-                                  ", running after " + std::to_string((ran - begin).count() / 1000) + " us");
+                                  ", running after " + std::to_string((ran - begin).count() / 1000) + " us (activation " +
+                                  std::to_string(taken.process.activation().finish_us() + taken.process.activation().release_us()) + ")");
   return taken;
 }
 

@@ -39,12 +39,14 @@ Result<std::unique_ptr<NodeTenure>> NodeTenure::start(Options options, const tra
   handlers.tip = [raw](const std::string& workload) {
     std::lock_guard lock(raw->mutex_);
     auto it = raw->tips_.find(workload);
-    return it == raw->tips_.end() ? pb::TenureTip() : it->second.newest;
+    // Without its warden this node can run nothing: it does not stand.
+    if (it == raw->tips_.end() || raw->without_warden_.contains(workload)) return pb::TenureTip();
+    return it->second.newest;
   };
   handlers.knows_commits = [raw](const std::string& workload) {
     std::lock_guard lock(raw->mutex_);
     auto it = raw->tips_.find(workload);
-    return it != raw->tips_.end() && it->second.counted;
+    return it != raw->tips_.end() && it->second.counted && !raw->without_warden_.contains(workload);
   };
   handlers.effect = [raw](const tenure::Effect& effect) { raw->on_effect(effect); };
   handlers.problem = [raw](const std::string& text) {
@@ -138,6 +140,7 @@ void NodeTenure::lease_loop() {
     for (const auto& [name, lease] : now) {
       auto frozen = warden_.lease(lease);
       // A program that ends, a warden that is being restarted: the next lease is told like this one.
+      note_warden(name, !frozen && frozen.error().code == Code::kUnreachable);
       if (!frozen && frozen.error().code == Code::kConflict) spdlog::debug("{}: {}", name, frozen.error().message());
       if (frozen && *frozen) {
         Events events;
@@ -150,6 +153,27 @@ void NodeTenure::lease_loop() {
     }
     lock.lock();
   }
+}
+
+// Without its warden a program stands still as soon as its lease has run out. When that lasts, it
+// is claimed no more: a standby goes on with it, unless the warden is back before.
+void NodeTenure::note_warden(const std::string& workload, bool away) {
+  const auto now = std::chrono::steady_clock::now();
+  auto known = host_->known(workload);
+  std::lock_guard lock(mutex_);
+  if (!away) {
+    warden_away_.erase(workload);
+    return;
+  }
+  const auto since = warden_away_.try_emplace(workload, now).first->second;
+  if (!known || known->record.voters().empty() || now - since < tenure::term_of(known->record.mode()).length) return;
+  warden_away_.erase(workload);
+  without_warden_.insert(workload);
+  spdlog::warn("{}: its warden is away; its standbys may go on with it", workload);
+  tenure::Event gone;
+  gone.kind = tenure::EventKind::kGone;
+  gone.workload = workload;
+  host_->tell(std::move(gone));
 }
 
 // ------------------------------------------------------------------ the coordinator
@@ -286,6 +310,7 @@ void NodeTenure::entered(const std::string& workload, const pb::Ownership& owner
   {
     std::lock_guard lock(mutex_);
     entered_[workload] = ownership.incarnation();
+    without_warden_.erase(workload);
     // What is committed from here on is known; if this is its first owner, nothing was before.
     if (ownership.incarnation() <= 1) tips_[workload].counted = true;
   }
@@ -314,6 +339,7 @@ void NodeTenure::left(const std::string& workload) {
     told_wishes_.erase(workload);
     voters_wanted_.erase(workload);
     leases_.erase(workload);
+    without_warden_.erase(workload);
     if (auto it = tips_.find(workload); it != tips_.end()) it->second.counted = false;
   }
   tenure::Event gone;

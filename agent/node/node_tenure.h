@@ -16,6 +16,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -93,6 +94,7 @@ class NodeTenure final : public OwnerRecords {
   void on_effect(const tenure::Effect& effect);
   void set_lease(const std::string& workload, std::uint64_t until_ns, std::uint64_t incarnation);
   void lease_loop();
+  void note_warden(const std::string& workload, bool away);
   void coordinator_loop();
   void tell_coordinator(std::unique_lock<std::mutex>& lock);
   void ask_for_voters(std::unique_lock<std::mutex>& lock);
@@ -112,6 +114,7 @@ class NodeTenure final : public OwnerRecords {
   std::map<std::string, Tip> tips_;
   std::map<std::string, std::uint64_t> entered_;   // incarnations of what runs here
   std::map<std::string, pb::LeaseRequest> leases_; // to be told to the warden
+  std::map<std::string, std::chrono::steady_clock::time_point> warden_away_;   // since when, for that workload
   std::map<std::string, pb::TenureRecord> notes_;  // to be told to the coordinator
   std::deque<pb::FailoverReport> reports_;
   std::map<std::string, pb::TenureRecord> wishes_;
@@ -119,6 +122,7 @@ class NodeTenure final : public OwnerRecords {
   std::map<std::string, pb::TenureRecord> voters_wanted_;   // to be asked of the coordinator
   std::string coordinator_voter_;
   std::chrono::steady_clock::time_point ask_advice_{};
+  std::set<std::string> without_warden_;           // claimed no more for that
   bool stopping_ = false;
 
   std::unique_ptr<tenure::Host> host_;

@@ -17,10 +17,13 @@ class Channel final : public transport::ReceiverChannel {
  public:
   Channel(storage::Store& store, storage::WorkloadIdentity identity,
           std::shared_ptr<const dedup::PageHasher> hasher, storage::Durability durability,
-          std::shared_ptr<Standby> standby, const Receiver::Committed& committed)
+          std::shared_ptr<Standby> standby, std::string peer, const Receiver::Committed& committed,
+          const Receiver::Fenced& fenced)
       : store_(store),
         standby_(std::move(standby)),
+        peer_(std::move(peer)),
         committed_(committed),
+        fenced_(fenced),
         identity_(std::move(identity)),
         hasher_(std::move(hasher)),
         durability_(durability),
@@ -74,6 +77,9 @@ class Channel final : public transport::ReceiverChannel {
       return refuse(make_error(Code::kCorrupt, "commit", "the record is not of " + identity_.workload + "@" +
                                                              std::to_string(seq)));
     }
+    if (fenced_ && fenced_(identity_.workload, record->incarnation, peer_)) {
+      return refuse(make_error(Code::kConflict, "commit", identity_.workload + " has another owner than " + peer_ + " by now"));
+    }
     std::vector<dedup::Digest> missing;
     auto done = store_.commit(*record, durability_, &missing);
     if (!done) return refuse(done.error(), std::move(missing));
@@ -91,7 +97,9 @@ class Channel final : public transport::ReceiverChannel {
  private:
   storage::Store& store_;
   const std::shared_ptr<Standby> standby_;
+  const std::string peer_;
   const Receiver::Committed& committed_;      // the receiver's: it outlives its channels
+  const Receiver::Fenced& fenced_;
   const storage::WorkloadIdentity identity_;
   const std::shared_ptr<const dedup::PageHasher> hasher_;
   const storage::Durability durability_;
@@ -106,6 +114,9 @@ Result<transport::Opened> Receiver::on_open(const transport::StreamPeer& peer,
     return make_error(Code::kConflict, "open " + request.workload,
                       "it runs on this node at incarnation " + std::to_string(here) + ", " +
                           peer.identity.name + " offers " + std::to_string(request.incarnation));
+  }
+  if (fenced_ && fenced_(request.workload, request.incarnation, peer.identity.name)) {
+    return make_error(Code::kConflict, "open " + request.workload, "it has another owner than " + peer.identity.name + " by now");
   }
   storage::WorkloadIdentity identity;
   identity.workload = request.workload;
@@ -131,7 +142,8 @@ Result<transport::Opened> Receiver::on_open(const transport::StreamPeer& peer,
   if (have_spec) BATON_TRY(store_.set_policy(request.workload, retention_of(spec)));
   std::shared_ptr<Standby> standby;
   if (standbys_ != nullptr && have_spec && spec.name() == request.workload) standby = standbys_->open(request.workload, spec);
-  opened.channel = std::make_unique<Channel>(store_, std::move(identity), std::move(hasher), durability, std::move(standby), committed_);
+  opened.channel = std::make_unique<Channel>(store_, std::move(identity), std::move(hasher), durability, std::move(standby),
+                                             peer.identity.name, committed_, fenced_);
   spdlog::info("{}: standing by for {}, newest here: {}", request.workload, peer.identity.name,
                opened.reply.tip_seq);
   return opened;

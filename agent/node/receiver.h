@@ -23,6 +23,9 @@ class Receiver final : public transport::StreamHandler {
   // Told of each commit before it is acknowledged. Before anything is received.
   using Committed = std::function<void(const std::string& workload, std::uint64_t incarnation, std::uint64_t seq)>;
   void on_committed(Committed committed) { committed_ = std::move(committed); }
+  // Whether somebody else than `node` owns the workload under a newer record. The same.
+  using Fenced = std::function<bool(const std::string& workload, std::uint64_t incarnation, const std::string& node)>;
+  void on_fence(Fenced fenced) { fenced_ = std::move(fenced); }
 
   Result<transport::Opened> on_open(const transport::StreamPeer& peer,
                                     const transport::OpenRequest& request) override;
@@ -39,6 +42,7 @@ class Receiver final : public transport::StreamHandler {
   const std::function<std::uint64_t(const std::string&)> runs_here_;
   Standbys* const standbys_;
   Committed committed_;
+  Fenced fenced_;
 };
 
 // The checkpoint as a record without a parent: what a fetch and a pull carry.
