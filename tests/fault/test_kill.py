@@ -40,6 +40,10 @@ class Kill(Case):
             died = f'"{program}": "ended -9"' in self.bench.vecu("status", "--output", "json")
             if not died:        # a point of the checkpoint loop is passed by itself soon
                 died = bool(self.wait_death(program))
+            if not died and program == "warden":   # one of taking a program up: it is taken up again
+                self.bench.vecu("kill-warden", machine)
+                self.bench.vecu("start", machine)
+                died = bool(self.wait_death(program))
         finally:
             self.bench.arm(machine, "")
             self.bench.vecu("start", machine)

@@ -462,8 +462,9 @@ class Postgres(Daemon):
         with open(data + "/pg_hba.conf", "a", encoding="ascii") as f:
             f.write("host all all 0.0.0.0/0 trust\n")
         self.acknowledged = {}
-        return [f"{binaries}/postgres", "-D", data, "-k", self.folder, "-h", "0.0.0.0", "-p", str(self.port),
-                "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "logging_collector=on", "-c", "max_connections=20"]
+        return [f"{binaries}/postgres", "-D", data, "-k", "", "-h", "0.0.0.0", "-p", str(self.port),
+                "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "logging_collector=on", "-c", "max_connections=20",
+                "-c", "dynamic_shared_memory_type=sysv"]     # not by files of the node's own /dev/shm
 
     def connect(self):
         import psycopg2
@@ -559,7 +560,29 @@ def by_hand(build, names):
     return bad
 
 
+def drive(name, folder, port, host):
+    """Prepares one and puts it to use at `host`, as asked for on stdin: begin, look, end."""
+    daemon = next(x for x in ALL if x.name == name)(folder, int(port))
+    daemon.host = host
+    print(json.dumps({"command": daemon.prepare(), "user": daemon.user}), flush=True)
+    for line in sys.stdin:
+        answer = {}
+        try:
+            if line.strip() == "begin":
+                daemon.start_load()
+            elif line.strip() == "end":
+                daemon.stop_load()
+                daemon.final_check()
+        except Exception as e:
+            answer["trouble"] = repr(e)
+        answer.update(good=daemon.good(), wrong=daemon.wrong(), last=str([getattr(x, "last", "") for x in daemon.loads]))
+        print(json.dumps(answer), flush=True)
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "--drive":
+        drive(*sys.argv[2:])
+        sys.exit(0)
     found = by_hand(sys.argv[1], sys.argv[2:])
     print("\n".join(found) or "all well")
     sys.exit(1 if found else 0)
