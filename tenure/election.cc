@@ -322,8 +322,12 @@ void Stepper::drive(const std::string& name, Workload& w) {
     take_over(name, w, nullptr);
     return;
   }
-  if (base.owner() == s_.self && w.running && now_ >= w.stand_at && w.trusted && refused_by_a_voter(s_, name, w) &&
-      may_run_until(s_, name, now_) <= now_) {
+  const bool refused = base.owner() == s_.self && w.running && refused_by_a_voter(s_, name, w);
+  if (!refused) w.refused_since = Time{};
+  if (refused && w.refused_since == Time{}) w.refused_since = now_;
+  const bool lasting = refused && now_ >= w.refused_since + 4 * term_of(base.mode()).length;
+  if (refused && now_ >= w.stand_at && w.trusted && (lasting || may_run_until(s_, name, now_) <= now_)) {
+    w.refused_since = Time{};
     // A voter that answers and refuses has accepted somebody who never finished: it is ended
     // either way, and until it is, nothing counts as committed.
     {

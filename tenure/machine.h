@@ -170,6 +170,7 @@ struct Workload {
   Time leased{};                                 // the last lease given out
   bool leased_forever = false;
   bool lease_again = false;                      // the program is new to the warden
+  Time refused_since{};                          // a voter answers and refuses; zero: none does
   std::optional<pb::TenureRecord> want;          // voters and standbys wished for
   Time want_again{};
   // as standby
@@ -221,6 +222,10 @@ Time next_wake(const State& state, Time now);
 // Until when the program of `workload` may run here, by the grants held; zero: not at all.
 // Time::max(): without limit.
 Time may_run_until(const State& state, const std::string& workload, Time now);
+
+// Whether a majority has granted by itself: voters that have just started do not yet, and would not
+// support another owner either.
+bool granted_by_majority(const State& state, const std::string& workload, Time now);
 
 // Whether a voter answers the owner, and refuses to support it.
 bool refused_by_a_voter(const State& state, const std::string& name, const Workload& w);

@@ -157,6 +157,18 @@ Time may_run_until(const State& s, const std::string& workload, Time) {
   return until > guard ? until - guard : Time{};
 }
 
+bool granted_by_majority(const State& s, const std::string& workload, Time now) {
+  auto it = s.workloads.find(workload);
+  if (it == s.workloads.end()) return false;
+  const pb::TenureRecord& base = it->second.disk.base();
+  int support = 0;
+  for (const auto& voter : base.voters()) {
+    auto grant = it->second.grants.find(voter.node());
+    if (voter.node() == s.self ? it->second.trusted : grant != it->second.grants.end() && grant->second > now) ++support;
+  }
+  return base.voters().empty() || support >= majority(base);
+}
+
 void Stepper::update_lease(const std::string& name, Workload& w) {
   // Also while it is being activated: that takes longer than a term, on a busy machine.
   if ((!w.running && now_ >= w.activating_until) || w.disk.base().owner() != s_.self) return;

@@ -1,4 +1,5 @@
 #include "agent/node/migration_run.h"
+#include "agent/node/node_tenure.h"
 
 #include <algorithm>
 #include <thread>
@@ -201,6 +202,9 @@ MigrationEvent MigrationRun::prepare() {
                                                  " is not supported: " + verdict.detail()};
       }
     }
+  }
+  if (w_.env_.tenure) {
+    if (auto ready = w_.env_.tenure->ready_to_move(w_.name()); !ready) return failed(ready.error());
   }
   pb::PrepareTargetRequest request;
   request.set_name(w_.name());

@@ -56,6 +56,12 @@ Node::Node(Options options, NodeEnv env)
 
 Node::~Node() {
   if (env_.tenure) env_.tenure->detach();
+  std::map<std::string, std::shared_ptr<HealthCheck>> checks;
+  {
+    std::lock_guard lock(mutex_);
+    checks.swap(health_);
+  }
+  checks.clear();
   std::map<std::string, std::shared_ptr<Workload>> gone;
   {
     std::lock_guard lock(mutex_);
@@ -156,6 +162,7 @@ Result<void> Node::enter(pb::WorkloadSpec spec, std::uint64_t incarnation,
     lost_.erase(name);
   }
   if (old) old->halt({});
+  watch_health(workload->spec());
   if (env_.tenure) {
     pb::Ownership ownership;
     ownership.set_owner(options_.name);
@@ -178,6 +185,7 @@ void Node::remove(const std::string& name) {
     restarts_.erase(name);
   }
   erase_file(state_path(name));
+  end_health(name);
   if (gone) gone->halt({});
   if (gone && env_.tenure) env_.tenure->left(name);
   gone.reset();
@@ -375,6 +383,7 @@ void Node::process_ended(const std::string& name, int wait_status, bool witnesse
   if (!workload || workload->state() == "moved" || workload->state() == "stopped") return;
   const bool known = workload->state() == "exited";
   workload->exited(wait_status);
+  end_health(name);
   if (known) return;
   std::string text = WIFSIGNALED(wait_status) ? "killed by signal " + std::to_string(WTERMSIG(wait_status))
                                               : "exit status " + std::to_string(WEXITSTATUS(wait_status));
@@ -411,6 +420,7 @@ void Node::restart(const std::shared_ptr<Workload>& workload) {
     return;
   }
   workload->set_process(*process);
+  watch_health(workload->spec());
   add_event("restarted", name, "pid " + std::to_string(process->pid()));
 }
 

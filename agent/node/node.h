@@ -23,6 +23,7 @@
 #include <thread>
 #include <vector>
 
+#include "agent/node/health.h"
 #include "agent/node/node_env.h"
 #include "agent/node/restorer.h"
 #include "agent/node/standby.h"
@@ -148,6 +149,9 @@ class Node {
   void settle_held(const std::string& name);
   std::optional<pb::TenureRecord> wish_for(const Workload& workload);
   void tend_voters();
+  void watch_health(const pb::WorkloadSpec& spec);   // from now on, if the spec asks for it
+  void end_health(const std::string& name);
+  void post_old_check(std::shared_ptr<HealthCheck> check);
   void describe_standby(const std::map<std::string, StandbyView>& views, pb::HeldCheckpoint& held) const;
   void describe_tenure(pb::WorkloadStatus& status) const;
   Result<std::uint64_t> lease_for(const std::string& name, std::uint64_t incarnation) const;
@@ -193,6 +197,7 @@ class Node {
   std::deque<Chore> chores_;
   std::thread chores_thread_;
   std::vector<std::jthread> takeovers_;
+  std::map<std::string, std::shared_ptr<HealthCheck>> health_;
   Standbys standbys_;            // last: its threads tell events
 };
 

@@ -1,6 +1,9 @@
 // Node and the tenure of its workloads: taking over what the voters gave to this node, giving
 // up what they gave to another, and wishing for voters and standbys.
+#include <signal.h>
+
 #include <algorithm>
+#include <utility>
 
 #include "agent/node/node.h"
 #include "agent/node/node_tenure.h"
@@ -72,7 +75,12 @@ void Node::run_owned(const pb::TenureRecord& record, const tenure::Timeline& tim
   }
   if (incoming && record.reason() == "migrate") {
     std::unique_lock lock(mutex_);
-    changed_.wait_for(lock, kMigrationGrace, [&] { return stopping_ || !incoming_.contains(name); });
+    // Its source does so in a moment; while it does, the name is busy.
+    auto idle_since = std::chrono::steady_clock::now();
+    while (!stopping_ && incoming_.contains(name) && std::chrono::steady_clock::now() - idle_since < kMigrationGrace) {
+      if (busy_.contains(name)) idle_since = std::chrono::steady_clock::now();
+      changed_.wait_for(lock, 20ms);
+    }
     if (stopping_ || !incoming_.contains(name)) return;
     lock.unlock();
     pb::ActivateTargetRequest request;
@@ -390,7 +398,43 @@ void Node::describe_standby(const std::map<std::string, StandbyView>& views, pb:
   held.set_ready_seq(view->second.ready_seq);
 }
 
+// What is not healthy any more is ended; what happens then is what happens at any end of it.
+void Node::watch_health(const pb::WorkloadSpec& spec) {
+  if (!spec.has_health()) return;
+  const std::string name = spec.name();
+  auto check = std::make_shared<HealthCheck>(*env_.warden, name, spec.health(), [this, name](const std::string& why) {
+    post([this, name, why] {
+      auto workload = find(name);
+      if (!workload || workload->state() != "running") return;
+      add_event("unhealthy", name, why);
+      auto ended = env_.warden->stop(name, 0, true);
+      if (!ended) spdlog::warn("{}: {}", name, ended.error().message());
+      process_ended(name, SIGKILL, true);
+    });
+  });
+  std::lock_guard lock(mutex_);
+  if (auto old = std::exchange(health_[name], check)) post_old_check(std::move(old));
+}
+
+void Node::end_health(const std::string& name) {
+  std::lock_guard lock(mutex_);
+  auto it = health_.find(name);
+  if (it == health_.end()) return;
+  post_old_check(std::move(it->second));
+  health_.erase(it);
+}
+
+// Its end waits for its thread, which may wait for this one: not here. `mutex_` is held.
+void Node::post_old_check(std::shared_ptr<HealthCheck> check) {
+  chores_.push_back({std::chrono::steady_clock::now(), [check = std::move(check)]() mutable { check.reset(); }});
+  changed_.notify_all();
+}
+
 void Node::describe_tenure(pb::WorkloadStatus& status) const {
+  {
+    std::lock_guard lock(mutex_);
+    if (auto it = health_.find(status.name()); it != health_.end()) status.set_health(it->second->state());
+  }
   if (!env_.tenure) return;
   auto known = env_.tenure->known(status.name());
   if (!known) return;

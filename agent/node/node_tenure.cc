@@ -11,7 +11,8 @@ namespace {
 using namespace std::chrono_literals;
 constexpr auto kChangeTimeout = 3s;
 constexpr auto kQueryTimeout = 3s;
-constexpr auto kGrantWait = 2s;             // for the grants of a new owner
+constexpr auto kGrantWait = 6s;             // for the grants of a new owner: voters that have just started give none for a term
+constexpr auto kReadyWait = 15s;
 constexpr auto kUnknownRecordWait = 5ms;    // of a workload that this node has not heard of: probably it has no voters
 constexpr std::chrono::milliseconds kCoordinatorRetry = 300ms, kAskAdvice = 5000ms;
 constexpr std::size_t kMaxReports = 1000;
@@ -405,6 +406,13 @@ void NodeTenure::want(const pb::TenureRecord& wish) {
 }
 
 // ------------------------------------------------------------------ what the node asks
+
+Result<void> NodeTenure::ready_to_move(const std::string& workload) const {
+  if (!voted(workload)) return {};
+  if (host_->wait(workload, kReadyWait, [](const tenure::Host::Known& known) { return known.granted && !known.refused; })) return {};
+  return make_error(Code::kTimedOut, "migrate", workload + ": its voters do not all support this node, and might not support another",
+                    "See baton show " + workload + " and baton node ls.");
+}
 
 bool NodeTenure::voted(const std::string& workload) const { return has_voters(host_->known(workload)); }
 

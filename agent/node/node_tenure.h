@@ -85,6 +85,9 @@ class NodeTenure final : public OwnerRecords {
   // time in ns; 0: without limit. Waits for the grants. Fails: kTimedOut, kConflict (another owns it).
   Result<std::uint64_t> lease_for_activation(const std::string& workload, std::uint64_t incarnation) const;
   bool linked(const std::string& peer) const { return host_->linked(peer); }
+  // Before a program is stopped to be moved: until its voters support it of their own accord, as
+  // they will have to support its new owner. Fails: kTimedOut.
+  Result<void> ready_to_move(const std::string& workload) const;
   std::string coordinator_voter() const;                                       // HOST:PORT of its RPC; empty: it does not vote
   // This node takes over, by votes; the program is started by Events::owned. Blocks.
   Result<pb::TenureRecord> take_over(const pb::TakeOverRequest& request);

@@ -30,6 +30,9 @@ storage::RetentionPolicy retention_of(const pb::WorkloadSpec& spec) {
   storage::RetentionPolicy policy;
   policy.keep_last = spec.retention().keep_last();
   policy.byte_budget = spec.retention().budget_bytes();
+  for (const auto& text : spec.retention().steps()) {
+    if (auto step = parse_retention_step(text)) policy.steps.push_back(*step);   // the coordinator has checked them
+  }
   return policy;
 }
 
