@@ -156,6 +156,16 @@ pb::WorkloadInfo Coordinator::describe(const Known& known) {
   }
   status.set_name(record.spec().name());
   status.set_node(at);
+  // What each standby is at present, it knows itself.
+  for (auto& standby : *status.mutable_standbys()) {
+    auto there = membership_.view(standby.node());
+    if (!there || !there->reachable) continue;
+    auto held = there->held.find(record.spec().name());
+    if (held == there->held.end()) continue;
+    standby.set_mode(held->second.mode());
+    standby.set_mode_problem(held->second.mode_problem());
+    standby.set_ready_seq(held->second.ready_seq());
+  }
   if (status.incarnation() == 0) status.set_incarnation(known.owner.incarnation());
   if (status.interval_us() == 0) status.set_interval_us(record.spec().interval_us());
   const bool under_way = known.operation.version != 0;

@@ -12,6 +12,25 @@
 namespace baton::coordinator {
 namespace {
 
+constexpr int kMaxRetentionSteps = 8;
+constexpr std::uint64_t kMinHealthIntervalUs = 10'000;
+
+// "500ms", "1s", "5m", "1h", "30d": as a store's agent reads it.
+bool is_span(std::string_view text, double& seconds) {
+  const auto digits = text.find_first_not_of("0123456789");
+  if (digits == 0 || digits == text.npos || digits > 5) return false;
+  const std::string_view unit = text.substr(digits);
+  const double scale = unit == "ms" ? 0.001 : unit == "s" ? 1 : unit == "m" ? 60 : unit == "h" ? 3600 : unit == "d" ? 86400 : 0;
+  seconds = std::stod(std::string(text.substr(0, digits))) * scale;
+  return seconds > 0;
+}
+bool is_step(const std::string& text) {
+  const auto slash = text.find('/');
+  double every = 0, span = 0;
+  return slash != text.npos && is_span(std::string_view(text).substr(0, slash), every) &&
+         is_span(std::string_view(text).substr(slash + 1), span) && span >= every;
+}
+
 Error invalid(const std::string& subject, const std::string& hint = {}) {
   return make_error(Code::kInvalid, "check spec", subject, hint);
 }
@@ -85,6 +104,26 @@ Result<void> check_spec(const pb::WorkloadSpec& spec) {
                        " is out of range",
                    "At most " + std::to_string(kMaxKeepLast) + ".");
   }
+  if (spec.retention().steps_size() > kMaxRetentionSteps) {
+    return invalid("more than " + std::to_string(kMaxRetentionSteps) + " keep_steps");
+  }
+  for (const auto& step : spec.retention().steps()) {
+    if (!is_step(step)) return invalid("keep_steps '" + step + "' is not EVERY/FOR", "Such as 1s/1m: one per second for a minute.");
+  }
+  if (spec.has_health()) {
+    const auto& check = spec.health();
+    const int kinds = (check.exec_size() > 0) + !check.tcp().empty() + !check.http().empty();
+    if (kinds != 1) return invalid("a health check needs one of health_exec, health_tcp and health_http");
+    if (!check.tcp().empty() && check.tcp().rfind(':') == std::string::npos) {
+      return invalid("health_tcp '" + check.tcp() + "' is not ADDRESS:PORT");
+    }
+    if (!check.http().empty() && !check.http().starts_with("http://")) {
+      return invalid("health_http '" + check.http() + "' is not http://ADDRESS:PORT/PATH");
+    }
+    if (check.interval_us() != 0 && check.interval_us() < kMinHealthIntervalUs) {
+      return invalid("health_interval is below 10ms");
+    }
+  }
   for (const auto& address : spec.addresses()) {
     if (!is_cidr(address)) {
       return invalid("address '" + address + "' is not ADDRESS/BITS", "Like 10.77.0.50/24.");
@@ -144,7 +183,7 @@ SpecDifference compare_specs(const pb::WorkloadSpec& now, const pb::WorkloadSpec
   static const std::vector<std::string> kChangeable = {
       "mode",         "interval_us", "durability", "on_exit",      "max_slowdown",
       "max_lag_us",   "priority",    "tracker",    "copier",       "retention",
-      "keep_local",   "verify",      "tcp",        "external_unix",
+      "keep_local",   "verify",      "tcp",        "external_unix", "health",
       "with_files",   "standbys",    "standby_count"};
   static const std::vector<std::string> kIgnored = {"domain", "hash_key", "node"};
   SpecDifference out;

@@ -14,6 +14,13 @@ constexpr std::chrono::milliseconds kRecordWait{3000};
 constexpr std::chrono::milliseconds kRecordPoll{5};
 constexpr std::uint64_t kTakeOverTimeoutUs = 10'000'000;
 
+bool concerns(const pb::TenureRecord& record, const std::string& node) {
+  auto named = [&](const auto& peers) {
+    return std::any_of(peers.begin(), peers.end(), [&](const pb::PeerAddress& peer) { return peer.node() == node; });
+  };
+  return record.owner() == node || record.previous_owner() == node || named(record.voters()) || named(record.standbys());
+}
+
 }  // namespace
 
 void Coordinator::set_voter_address(const std::string& address) {
@@ -44,7 +51,15 @@ Result<pb::TenureAdvice> Coordinator::note_tenure(const std::string& node, const
   if (note.records_size() > kMaxNotes || note.failovers_size() > kMaxNotes) {
     return make_error(Code::kInvalid, "note tenure", node + " tells too much at once");
   }
-  for (const auto& record : note.records()) follow_record(record);
+  for (const auto& record : note.records()) {
+    auto known = registry_.get(record.workload());
+    const bool heard = known && *known && concerns((*known)->tenure(), node);
+    if (!concerns(record, node) && !heard) {
+      spdlog::warn("{} tells of {}, which does not concern it: not followed", node, record.workload());
+      continue;
+    }
+    follow_record(record);
+  }
   for (const auto& report : note.failovers()) {
     for (int attempt = 0; attempt < 5; ++attempt) {
       auto stored = store_.get<pb::WorkloadRecord>(report.workload());

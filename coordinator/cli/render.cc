@@ -162,6 +162,9 @@ Json workload_json(const pb::WorkloadInfo& info) {
     copies.push_back({{"node", standby.node()},
                       {"connected", standby.connected()},
                       {"last_committed", standby.last_committed()},
+                      {"mode", standby.mode() == pb::MODE_UNSPECIFIED ? "" : mode_name(standby.mode())},
+                      {"mode_problem", standby.mode_problem()},
+                      {"ready_seq", standby.ready_seq()},
                       {"problem", standby.problem()}});
   }
   Json verdicts = Json::array();
@@ -249,10 +252,15 @@ std::string workload_text(const pb::WorkloadInfo& info, bool why) {
     line(out, "  " + standby.node(),
          std::string(standby.connected() ? "connected" : "not connected") + ", holds @" +
              std::to_string(standby.last_committed()) +
+             (standby.mode() == pb::MODE_UNSPECIFIED ? "" : ", " + mode_name(standby.mode())) +
+             (standby.ready_seq() == 0 ? "" : " at @" + std::to_string(standby.ready_seq())) +
+             (standby.mode_problem().empty() ? "" : " (" + standby.mode_problem() + ")") +
              (standby.problem().empty() ? "" : ", " + standby.problem()));
   }
   line(out, "mode", mode_name(spec.mode()) + ", every " + format_duration_us(status.interval_us()));
   line(out, "incarnation", std::to_string(info.ownership().incarnation()));
+  if (status.voters_size() > 0) line(out, "tenure", status.tenure() + ", voters " + join(strings(status.voters())));
+  line(out, "health", status.health());
   line(out, "committed", "@" + std::to_string(status.last_committed()) + ", lag " +
                              format_duration_us(status.lag_us()));
   line(out, "pause", "p50 " + format_duration_us(status.pause().p50_us()) + ", p99 " +

@@ -231,6 +231,47 @@ std::vector<SpecField> make_fields() {
                       spec.mutable_retention()->set_keep_last(count);
                       return {};
                     }});
+  fields.push_back({"keep_steps", kList, "EVERY/FOR", "besides those, one per EVERY as far back as FOR: 1s/1m", false,
+                    [](Spec& spec, const std::string& text) -> Result<void> {
+                      spec.mutable_retention()->add_steps(text);
+                      return {};
+                    }});
+  fields.push_back({"health_exec", kText, "COMMAND", "healthy when this ends with 0 in its namespaces (/bin/sh -c)", false,
+                    [](Spec& spec, const std::string& text) -> Result<void> {
+                      auto& check = *spec.mutable_health();
+                      check.clear_exec();
+                      for (const char* word : {"/bin/sh", "-c"}) check.add_exec(word);
+                      check.add_exec(text);
+                      return {};
+                    }});
+  fields.push_back({"health_tcp", kText, "ADDRESS:PORT", "healthy when it accepts there", false,
+                    [](Spec& spec, const std::string& text) -> Result<void> {
+                      spec.mutable_health()->set_tcp(text);
+                      return {};
+                    }});
+  fields.push_back({"health_http", kText, "URL", "healthy when http://ADDRESS:PORT/PATH answers 200 to 399", false,
+                    [](Spec& spec, const std::string& text) -> Result<void> {
+                      spec.mutable_health()->set_http(text);
+                      return {};
+                    }});
+  fields.push_back({"health_interval", kText, "DURATION", "between two checks (default 1s)", false,
+                    [](Spec& spec, const std::string& text) -> Result<void> {
+                      BATON_ASSIGN(const auto us, parse_duration_us(text));
+                      spec.mutable_health()->set_interval_us(us);
+                      return {};
+                    }});
+  fields.push_back({"health_failures", kText, "N", "failed checks in a row that count as its end (default 3)", false,
+                    [](Spec& spec, const std::string& text) -> Result<void> {
+                      BATON_ASSIGN(const auto count, integer<std::uint32_t>("health_failures", text, 1, 1000));
+                      spec.mutable_health()->set_failures(count);
+                      return {};
+                    }});
+  fields.push_back({"health_grace", kText, "DURATION", "after its start nothing counts (default 10s)", false,
+                    [](Spec& spec, const std::string& text) -> Result<void> {
+                      BATON_ASSIGN(const auto us, parse_duration_us(text));
+                      spec.mutable_health()->set_grace_us(us);
+                      return {};
+                    }});
   fields.push_back({"store_budget", kText, "SIZE", "the most its checkpoints may take per node",
                     false, [](Spec& spec, const std::string& text) -> Result<void> {
                       BATON_ASSIGN(const auto bytes, parse_size_bytes(text));
