@@ -203,16 +203,21 @@ const scenes = {
   async 'what would hurt stands out'() {
     const { page, end } = await visit('viewer');
     await page.waitForSelector('[data-verdict="safe"]');
-    vecu('kill', 'ecu3');
+    vecu('cut', 'ecu1', 'ecu3');   // a standby that is gone altogether is replaced within seconds
     try {
       const row = page.locator('tr[data-workload="writer"]');
       await until('the risk is shown', async () => /at risk/.test(await row.innerText()));
       assert.match(await row.innerText(), /standby/);
       assert.match(await page.locator('[data-verdict="risk"]').innerText(), /writer/);
       assert.equal(await page.$eval('tr[data-workload]', (first) => first.dataset.workload), 'writer', 'the greatest risk comes first');
-      await page.waitForSelector('[data-node="ecu3"] .state.lost');
       await page.screenshot({ path: `${pictures}/at-risk.png`, fullPage: true });
       await assertAccessible(page, 'an overview with a risk');
+    } finally {
+      vecu('heal');
+    }
+    vecu('kill', 'ecu3');
+    try {
+      await page.waitForSelector('[data-node="ecu3"] .state.lost', { timeout: 30_000 });
     } finally {
       vecu('start', 'ecu3');
     }

@@ -127,6 +127,30 @@ class Failover(Case):
         witness.runs_on("ecu2")
         self.assertEqual(len(witness.prove(self, most_lost_ms=500)), 1)
 
+    def test_program_that_is_not_healthy_goes_on_at_its_standby(self):
+        flag = f"{self.bench.shared}/ill"
+        witness = self.witness("patient", "--on-exit", "failover", "--health-exec", f'test "$(uname -n)" != ecu1 || test ! -e {flag}',
+                               "--health-interval", "100ms", "--health-grace", "200ms", "--health-failures", "2")
+        wait_until(lambda: self.bench.field("patient", "health") == "healthy", 30, "it is found healthy")
+        with open(flag, "w", encoding="ascii"):
+            pass
+        witness.runs_on("ecu2")
+        self.assertEqual(len(witness.prove(self, most_lost_ms=1000)), 1)
+        self.assertTrue([e for e in self.bench.baton("events") if e["workload"] == "patient" and e["kind"] == "unhealthy"])
+
+    def test_drained_node_is_left_and_taken_again(self):
+        witness = self.witness("guest")
+        drained = self.bench.baton("node", "drain", "ecu1", timeout=120)
+        self.assertEqual((drained["moved"], drained["total"]), (1, 1), drained)
+        witness.runs_on("ecu2")
+        self.assertEqual(self.bench.baton("node", "show", "ecu1")["state"], "drained")
+        self.assertNotIn("ecu1", self.bench.show("guest")["standbys"])
+        self.bench.baton("node", "resume", "ecu1")
+        self.assertEqual(self.bench.baton("node", "show", "ecu1")["state"], "ready")
+        wait_until(lambda: "ecu1" in self.bench.show("guest")["standbys"], 30, "it stands by there again")
+        for before, after, _, again in witness.prove(self):
+            self.assertEqual(again, 0, f"{before} -> {after}")
+
     def test_deleted_program_is_gone_everywhere(self):
         witness = self.witness("gone")
         witness.delete()

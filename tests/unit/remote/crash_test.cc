@@ -33,7 +33,14 @@ void run_injector(pid_t victim, const std::string& fault, bool must_die) {
 TEST_P(InjectionCrash, KillTracer_AtEveryPoint_ProgramUnharmed) {
   Victim victim({REMOTE_VICTIM, GetParam()});
   ASSERT_TRUE(victim.ready());
+  // It says that it is ready a moment before it is: starting, the C library blocks everything.
   auto blocked = read_task_status(victim.pid())->blocked;
+  for (int same = 0; same < 10; ++same) {
+    ::usleep(2000);
+    auto now = read_task_status(victim.pid())->blocked;
+    if (now != blocked) same = 0;
+    blocked = now;
+  }
   for (const char* point : kPoints) {
     for (int passage : {1, 2, 4, 7}) {
       run_injector(victim.pid(), std::string(point) + "=kill@" + std::to_string(passage), true);
