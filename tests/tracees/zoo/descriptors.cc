@@ -257,6 +257,25 @@ Animal timerfd_boot() {
           {}};
 }
 
+Animal timerfd_periodic_unread() {
+  int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+  itimerspec set{{0, 20'000'000}, {0, 20'000'000}};
+  timerfd_settime(fd, 0, &set, nullptr);
+  pollfd p{fd, POLLIN, 0};
+  MUST(poll(&p, 1, 1000) == 1);
+  return {[=](Check& c) {
+            c.expect(read_word(fd) >= 1, "ticks waited");
+            pollfd next{fd, POLLIN, 0};
+            c.same(poll(&next, 1, 2000), 1, "it goes on");
+            itimerspec now{};
+            timerfd_gettime(fd, &now);
+            c.same(now.it_interval.tv_nsec, 20'000'000, "interval");
+          },
+          [=] {
+            pollfd again{fd, POLLIN, 0};
+            MUST(poll(&again, 1, 1000) == 1);
+          }};
+}
 Animal timerfd_expired() {
   int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
   itimerspec set{{0, 0}, {0, 1000}};
@@ -596,6 +615,7 @@ const std::vector<Case> kCases = {
     {"timerfd-relative", "timerfd", nullptr, timerfd_relative},
     {"timerfd-real-absolute", "timerfd", nullptr, timerfd_real_absolute},
     {"timerfd-boot", "timerfd", nullptr, timerfd_boot},
+    {"timerfd-periodic-unread", "timerfd", nullptr, timerfd_periodic_unread},
     {"timerfd-expired", "timerfd", nullptr, timerfd_expired},
     {"timerfd-unset", "timerfd", nullptr, timerfd_unset},
     {"signalfd", "signalfd", nullptr, signalfd_pending},
