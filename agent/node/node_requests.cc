@@ -78,7 +78,8 @@ Result<void> Node::stop(const pb::StopWorkloadRequest& request) {
   BATON_ASSIGN(auto busy, Busy::take(*this, name));
   auto workload = find(name);
   if (workload) {
-    if (request.incarnation() != 0 && request.incarnation() < workload->incarnation()) {
+    if (request.incarnation() != 0 && request.incarnation() < workload->incarnation() &&
+        !workload->concerned_by(request.incarnation())) {
       return make_error(Code::kConflict, "stop", name + " is at incarnation " +
                                                      std::to_string(workload->incarnation()) + " here");
     }

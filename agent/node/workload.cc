@@ -38,6 +38,7 @@ Workload::Workload(const NodeEnv& env, Options options, storage::WorkloadIdentit
       standbys_changed_(true),
       process_(std::move(options.process)),
       incarnation_(options.incarnation),
+      since_(options.incarnation),
       next_seq_(std::max<std::uint64_t>(options.next_seq, 1)),
       protected_since_(env.clock->boot_now()),
       pacing_(checkpoint_interval(spec_), spec_.max_slowdown(), std::chrono::microseconds(spec_.max_lag_us()),
@@ -76,6 +77,10 @@ void Workload::halt(const std::string& state) {
 std::uint64_t Workload::incarnation() const {
   std::lock_guard lock(mutex_);
   return incarnation_;
+}
+bool Workload::concerned_by(std::uint64_t incarnation) const {
+  std::lock_guard lock(mutex_);
+  return incarnation >= since_ && incarnation <= incarnation_;
 }
 std::string Workload::state() const {
   std::lock_guard lock(mutex_);
@@ -686,7 +691,7 @@ Result<pb::MigrateReport> Workload::migrate(const pb::MigrateRequest& request,
   if (migration_ && !migration_->done) {
     return make_error(Code::kConflict, "migrate", name() + " is being migrated already");
   }
-  if (request.incarnation() != 0 && request.incarnation() != incarnation_) {
+  if (request.incarnation() != 0 && (request.incarnation() < since_ || request.incarnation() > incarnation_)) {
     return make_error(Code::kConflict, "migrate",
                       name() + " is at incarnation " + std::to_string(incarnation_) + " here, not " +
                           std::to_string(request.incarnation()));

@@ -52,6 +52,9 @@ class Workload {
   pb::WorkloadSpec spec() const { return spec_; }
   const storage::WorkloadIdentity& identity() const { return identity_; }
   std::uint64_t incarnation() const;
+  // Whether what was decided at `incarnation` is meant for this ownership: since it began, only its
+  // voters have changed.
+  bool concerned_by(std::uint64_t incarnation) const;
   std::string state() const;
   std::vector<pb::PeerAddress> standbys() const;
   pb::WorkloadStatus status() const;
@@ -137,6 +140,7 @@ class Workload {
   std::string state_ = "running";
   pb::WorkloadProcess process_;
   std::uint64_t incarnation_;
+  const std::uint64_t since_;              // the incarnation with which this node's ownership began
   std::uint64_t next_seq_;
   std::uint64_t last_captured_ = 0;
   std::uint64_t last_committed_ = 0;

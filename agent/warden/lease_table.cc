@@ -25,7 +25,7 @@ extern char** environ;
 namespace baton::warden {
 namespace {
 
-constexpr std::uint64_t kMagic = 0x3130534c4e544142;   // "BATNLS01"
+constexpr std::uint64_t kMagic = 0x3230534c4e544142;   // "BATNLS02"
 constexpr std::uint64_t kNever = UINT64_MAX;
 constexpr std::uint32_t kBeside = 1, kStopped = 2;      // Slot::capturing
 constexpr int kGuardWakeFd = 3;
@@ -39,6 +39,14 @@ Result<void> write_freeze(const std::string& cgroup, bool freeze) {
   BATON_ASSIGN(Fd fd, open_file(cgroup + "/cgroup.freeze", O_WRONLY));
   if (::write(fd.get(), freeze ? "1" : "0", 1) != 1) return errno_error("write cgroup.freeze", cgroup);
   return {};
+}
+
+// A process that was killed is gone at once, whether or not its parent has asked for its status.
+bool is_gone(pid_t pid) {
+  Fd process = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!process) return errno == ESRCH;
+  pollfd entry{process.get(), POLLIN, 0};
+  return ::poll(&entry, 1, 0) == 1;
 }
 
 // Wakes at `until_ns` of boot time; never for UINT64_MAX.
@@ -64,6 +72,7 @@ struct LeaseTable::Slot {
   std::atomic<std::uint32_t> frozen;       // by an enforcer; changed under the slot's lock
   std::atomic<std::uint32_t> held;
   std::atomic<std::uint32_t> capturing;
+  std::atomic<std::int32_t> capturer;      // the process that captures: its death ends that
   std::atomic<std::uint64_t> until_ns;     // 0: no lease
   std::atomic<std::uint64_t> incarnation;
   char workload[64];                       // written under the slot's lock, before `used`
@@ -218,6 +227,7 @@ LeaseTable::Capturing::Capturing(LeaseTable& table, const std::string& workload,
     : table_(table), slot_(table.find(workload)) {
   auto* slot = static_cast<Slot*>(slot_);
   if (!slot) return;
+  slot->capturer = ::getpid();
   slot->capturing = stopped ? kStopped : kBeside;
   const std::uint64_t until = slot->until_ns.load();
   allowed_ = slot->frozen.load() == 0 && (until == 0 || boot_ns() < until);
@@ -250,8 +260,11 @@ bool LeaseTable::expire(Slot& slot, std::size_t index) {
 
 std::uint64_t LeaseTable::enforce(const std::function<void(const std::string& workload)>& frozen) {
   std::uint64_t next = kNever;
-  auto patience = [](std::uint32_t capturing) {
-    return capturing == 0 ? std::uint64_t{0} : static_cast<std::uint64_t>(std::chrono::nanoseconds(capturing == kStopped ? kCapturePatience : kRoundPatience).count());
+  // A capture that its warden did not live to end has let the program go already.
+  auto patience = [](const Slot& slot) -> std::uint64_t {
+    const std::uint32_t capturing = slot.capturing.load();
+    if (capturing == 0 || is_gone(slot.capturer.load())) return 0;
+    return static_cast<std::uint64_t>(std::chrono::nanoseconds(capturing == kStopped ? kCapturePatience : kRoundPatience).count());
   };
   for (std::size_t i = 0; i < kLeasesMax; ++i) {
     Slot& slot = layout_->slots[i];
@@ -260,7 +273,7 @@ std::uint64_t LeaseTable::enforce(const std::function<void(const std::string& wo
     const std::uint64_t now = boot_ns();
     if (now < until) {
       next = std::min(next, until);
-    } else if (now < until + patience(slot.capturing.load())) {
+    } else if (now < until + patience(slot)) {
       next = std::min(next, now + kRetryNs / 4);
     } else if (expire(slot, i)) {
       if (frozen) frozen(slot.workload);

@@ -13,7 +13,8 @@
 //
 // A thread frozen by its cgroup cannot finish an injected call. So a capture, during which the
 // program stands still anyway, may end first (kCapturePatience), and its end is the freeze; a
-// copy round or an attachment, beside the running program, gets kRoundPatience.
+// copy round or an attachment, beside the running program, gets kRoundPatience. When the process
+// that captures dies, its patience ends with it.
 //
 // Threads: all functions from any thread and any process that maps the file.
 #pragma once

@@ -2,6 +2,7 @@
 // whatever dies, and nothing is lost when it is leased again.
 #include <csignal>
 #include <string>
+#include <thread>
 
 #include <unistd.h>
 
@@ -140,6 +141,29 @@ TEST_F(Lease, WardenKilled_TheGuardFreezes_ANewWardenThaws) {
   EXPECT_FALSE(process().frozen());
   ASSERT_TRUE(lease(10s));
   EXPECT_TRUE(moves());
+  unharmed();
+}
+
+// Wherever in a capture it dies: the kernel lets the program go, the guard stops it.
+TEST_F(Lease, WardenKilledInACapture_TheGuardFreezes) {
+  pb::CaptureRequest capture;
+  capture.set_workload("counter");
+  for (int i = 0; i < 12; ++i) {
+    ASSERT_TRUE(lease(40ms));
+    std::thread capturing([&] {
+      while (client->capture(capture)) {}
+    });
+    ::usleep(5'000 + 331 * static_cast<useconds_t>(i));
+    warden.kill(SIGKILL);
+    capturing.join();
+    ::usleep(60'000);
+    EXPECT_TRUE(stands()) << "killed for the " << i << "th time";
+    warden.start();
+    client = warden.connect();
+    ASSERT_TRUE(client);
+    ASSERT_TRUE(lease(10s));
+    ASSERT_TRUE(moves());
+  }
   unharmed();
 }
 
