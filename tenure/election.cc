@@ -271,6 +271,13 @@ void Stepper::end_proposal(const std::string& name, Workload& w, Outcome outcome
   w.want_again = now_ + kRetryMax;
 }
 
+// Whether this node holds the newest checkpoint that it knows of.
+bool Stepper::could_run(const std::string& name, const pb::TenureRecord& base) const {
+  const auto held = view_.held(name);
+  if (held.seq() == 0) return false;
+  return !s_.rules.newest_only || (!newer(started_from(base), held) && !newer(view_.tip(name), held));
+}
+
 void Stepper::take_over(const std::string& name, Workload& w, const Event* asked) {
   Proposal p;
   p.takeover = true;
@@ -316,8 +323,7 @@ void Stepper::drive(const std::string& name, Workload& w) {
       if (voter.node() != s_.self && !w.answered.contains(voter.node())) send(voter.node(), message(Kind::ASK, name, w));
     }
   }
-  if (now_ >= suspicion_at(s_, name, w) && now_ >= w.stand_at && !silent(w) && !late(w) && view_.tip(name).seq() > 0 &&
-      !(s_.rules.newest_only && newer(started_from(base), view_.tip(name)))) {
+  if (now_ >= suspicion_at(s_, name, w) && now_ >= w.stand_at && !silent(w) && !late(w) && could_run(name, base)) {
     w.timeline.suspected = now_;
     take_over(name, w, nullptr);
     return;
@@ -386,8 +392,9 @@ void Stepper::on_request(const Event& event) {
   }
   if (event.kind == EventKind::kTakeOver) {
     if (base.owner() == s_.self && w->running) return answer(Outcome::kConflict, "this node owns it already");
-    if (s_.rules.newest_only && !event.allow_loss && newer(started_from(base), view_.tip(event.workload))) {
-      return answer(Outcome::kOlder, base.owner() + " went on from @" + std::to_string(base.committed_seq()));
+    if (!event.allow_loss && !could_run(event.workload, base)) {
+      return answer(Outcome::kOlder, base.owner() + " went on from @" + std::to_string(base.committed_seq()) +
+                                         ", this node holds @" + std::to_string(view_.held(event.workload).seq()));
     }
     return take_over(event.workload, *w, &event);
   }

@@ -53,6 +53,9 @@ class Host::NodeView final : public View {
  public:
   explicit NodeView(const Handlers& handlers) : handlers_(handlers) {}
   pb::TenureTip tip(const std::string& workload) const override { return handlers_.tip(workload); }
+  pb::TenureTip held(const std::string& workload) const override {
+    return handlers_.held ? handlers_.held(workload) : handlers_.tip(workload);
+  }
   bool knows_commits(const std::string& workload) const override { return handlers_.knows_commits(workload); }
 
  private:

@@ -32,6 +32,7 @@ class Host {
  public:
   struct Handlers {
     std::function<pb::TenureTip(const std::string& workload)> tip;             // as View
+    std::function<pb::TenureTip(const std::string& workload)> held;            // as View; unset: as tip
     std::function<bool(const std::string& workload)> knows_commits;           // as View
     std::function<void(const Effect& effect)> effect;                         // kLease, kOwned, kStop, kDecided
     std::function<void(const std::string& text)> problem;                     // of the voter's disk; empty: over

@@ -33,6 +33,8 @@ class View {
   // The newest committed checkpoint of `workload` that this node knows of: a standby's own,
   // a primary's last commit. Zero: none.
   virtual pb::TenureTip tip(const std::string& workload) const = 0;
+  // The newest checkpoint that this node could run it from: not what only others hold.
+  virtual pb::TenureTip held(const std::string& workload) const { return tip(workload); }
   // Whether this node, as the owner, remembers what it has committed: not after a restart.
   virtual bool knows_commits(const std::string& workload) const = 0;
 };

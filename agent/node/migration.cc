@@ -155,6 +155,9 @@ std::vector<Effect> advance(MigrationState& s, const MigrationEvent& e) {
         case Kind::kOwnerIsTarget:
           s.phase = Phase::kActivating;
           return {Effect::kActivateTarget};
+        case Kind::kTakenBack:
+          if (s.error.empty()) s.error = "the target went away before it confirmed that it runs";
+          return next(s, Phase::kThawing, Effect::kThaw);
         case Kind::kOwnerIsSource:
         case Kind::kOwnerIsOther: return superseded(s);
         default: return again(s, Effect::kAskOwner);

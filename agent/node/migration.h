@@ -46,6 +46,7 @@ enum class MigrationEventKind {
   kOwnerIsSource,   // answers of kAskOwner
   kOwnerIsTarget,
   kOwnerIsOther,    // a third node, nobody, or an incarnation beyond the one we asked for
+  kTakenBack,       // us again, elected for the very checkpoint at which our program stands
   kAbort,           // a person asked to abort
 };
 struct MigrationEvent {

@@ -504,6 +504,7 @@ MigrationEvent MigrationRun::change_owner() {
   }
   new_owner_ = *answer;
   phase_took(phases_.owner_us);
+  if (w_.env_.tenure && final_) w_.env_.tenure->note_original(w_.name(), final_->incarnation, final_->seq);
   return ok();
 }
 
@@ -523,6 +524,11 @@ MigrationEvent MigrationRun::ask_owner() {
   new_owner_ = *answer;
   if (answer->owner() == w_.env_.node) {
     // Higher than ours: a reclaim of which we heard no answer.
+    if (state_.phase == MigrationPhase::kConfirmingOwner && taken_back()) {
+      w_.set_incarnation(answer->incarnation());
+      w_.env_.new_incarnation(w_.name(), answer->incarnation());
+      return {MigrationEventKind::kTakenBack, {}};
+    }
     if (answer->incarnation() > held && state_.phase == MigrationPhase::kAskingOwner) {
       w_.set_incarnation(answer->incarnation());
       w_.env_.new_incarnation(w_.name(), answer->incarnation());
@@ -531,6 +537,15 @@ MigrationEvent MigrationRun::ask_owner() {
   }
   if (answer->owner() == request_.target().node()) return {MigrationEventKind::kOwnerIsTarget, {}};
   return {MigrationEventKind::kOwnerIsOther, {}};
+}
+
+// Whether this node was elected for the checkpoint at which our frozen program stands: nothing that the
+// target did afterwards has been committed.
+bool MigrationRun::taken_back() const {
+  if (!w_.env_.tenure || !final_) return false;
+  auto known = w_.env_.tenure->known(w_.name());
+  return known && known->record.owner() == w_.env_.node && known->record.committed_incarnation() == final_->incarnation &&
+         known->record.committed_seq() == final_->seq;
 }
 
 MigrationEvent MigrationRun::reclaim() {
@@ -603,6 +618,7 @@ MigrationEvent MigrationRun::activate() {
 MigrationEvent MigrationRun::destroy() {
   if (!pause_before_retry(state_.retries)) return {MigrationEventKind::kUnknown, "stopping"};
   if (auto point = fault_point("agent.migrate.destroy.before"); !point) return failed(point.error());
+  if (w_.env_.tenure) w_.env_.tenure->note_original(w_.name(), 0, 0);
   destroyed_ = true;
   auto stopped = w_.env_.warden->stop(w_.name(), 0, true);
   if (!stopped && stopped.error().code == Code::kNotFound) return ok();

@@ -30,6 +30,7 @@ class MigrationRun {
   MigrationEvent change_owner();
   MigrationEvent ask_owner();
   MigrationEvent reclaim();
+  bool taken_back() const;
   MigrationEvent activate();
   MigrationEvent thaw();
   MigrationEvent destroy();

@@ -510,10 +510,9 @@ void Node::take_up_process(const pb::WorkloadProcess& process) {
   }
   auto record = load_state(name);
   if (!record) {
-    if (process.state() == "building" || process.state() == "built" ||
-        std::filesystem::exists(incoming_path(name))) {
-      return;  // settle_incoming judges these
-    }
+    if (std::filesystem::exists(incoming_path(name))) return;   // settle_incoming judges these
+    const std::string& state = process.state();
+    if ((state == "building" || state == "built" || state == "activating") && !settle_built(process)) return;
     pb::StartRequest made;
     if (!made.mutable_spec()->ParseFromString(process.spec()) || made.spec().name().empty()) {
       spdlog::error("{}: the warden holds it, but nothing here says what it is; left alone", name);
@@ -537,6 +536,20 @@ void Node::take_up_process(const pb::WorkloadProcess& process) {
   } else {
     add_event("taken up", name, "pid " + std::to_string(process.pid()) + ", by a restarted agent");
   }
+}
+
+// What was built here, perhaps let go just before the warden died, and awaited by nobody any more.
+// Answers whether it is this node's to run.
+bool Node::settle_built(const pb::WorkloadProcess& process) {
+  const std::string& name = process.workload();
+  auto answer = env_.owners->get_owner(name);
+  if (!answer && answer.error().code != Code::kNotFound) {
+    post_after(500ms, [this] { take_up(); });
+    return false;
+  }
+  if (answer && answer->owner() == options_.name && answer->incarnation() == process.incarnation()) return true;
+  give_up_workload(name, "it was built for an owner that it has no more");
+  return false;
 }
 
 // A migration was interrupted by a crash of this agent: only the owner may run it.

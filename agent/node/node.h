@@ -128,6 +128,7 @@ class Node {
   void remove(const std::string& name);
   void take_up();
   void take_up_process(const pb::WorkloadProcess& process);
+  bool settle_built(const pb::WorkloadProcess& process);
   void settle_frozen(const pb::WorkloadProcess& process, const pb::StartRequest& record);
   void settle_incoming();
   bool abandoned(const std::string& name);

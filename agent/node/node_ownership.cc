@@ -56,6 +56,11 @@ pb::WorkloadSpec Node::spec_for_takeover(const std::string& name) {
     spec = standby->spec();
   } else if (auto record = load_state(name)) {
     spec = record->spec();
+  } else if (auto tip = env_.store->tip(name); tip && *tip) {
+    // Whoever made the checkpoint wrote it down there.
+    pb::Manifest manifest;
+    auto held = env_.store->load(name, (*tip)->seq);
+    if (held && manifest.ParseFromString(held->manifest)) (void)spec.ParseFromString(manifest.spec());
   }
   if (spec.hash_key().empty()) {
     if (auto identity = env_.store->identity(name)) {

@@ -25,6 +25,16 @@ pb::Ownership ownership_of(const pb::TenureRecord& record) {
   return out;
 }
 
+bool newer(const pb::TenureTip& a, const pb::TenureTip& b) {
+  return std::make_pair(a.incarnation(), a.seq()) > std::make_pair(b.incarnation(), b.seq());
+}
+void raise(pb::TenureTip& tip, std::uint64_t incarnation, std::uint64_t seq) {
+  pb::TenureTip to;
+  to.set_incarnation(incarnation);
+  to.set_seq(seq);
+  if (newer(to, tip)) tip = to;
+}
+
 bool has_voters(const std::optional<tenure::Host::Known>& known) { return known && known->record.voters_size() > 0; }
 
 }  // namespace
@@ -43,6 +53,12 @@ Result<std::unique_ptr<NodeTenure>> NodeTenure::start(Options options, const tra
     // Without its warden this node can run nothing: it does not stand.
     if (it == raw->tips_.end() || raw->without_warden_.contains(workload)) return pb::TenureTip();
     return it->second.newest;
+  };
+  handlers.held = [raw](const std::string& workload) {
+    std::lock_guard lock(raw->mutex_);
+    auto it = raw->tips_.find(workload);
+    if (it == raw->tips_.end() || raw->without_warden_.contains(workload)) return pb::TenureTip();
+    return newer(it->second.original, it->second.held) ? it->second.original : it->second.held;
   };
   handlers.knows_commits = [raw](const std::string& workload) {
     std::lock_guard lock(raw->mutex_);
@@ -371,9 +387,15 @@ void NodeTenure::note_tip(const std::string& workload, std::uint64_t incarnation
   std::lock_guard lock(mutex_);
   Tip& tip = tips_[workload];
   if (as_primary) tip.counted = true;
-  if (std::make_pair(incarnation, seq) <= std::make_pair<std::uint64_t, std::uint64_t>(tip.newest.incarnation(), tip.newest.seq())) return;
-  tip.newest.set_incarnation(incarnation);
-  tip.newest.set_seq(seq);
+  if (!as_primary) raise(tip.held, incarnation, seq);
+  raise(tip.newest, incarnation, seq);
+}
+
+void NodeTenure::note_original(const std::string& workload, std::uint64_t incarnation, std::uint64_t seq) {
+  std::lock_guard lock(mutex_);
+  pb::TenureTip& original = tips_[workload].original;
+  original.set_incarnation(incarnation);
+  original.set_seq(seq);
 }
 
 void NodeTenure::want(const pb::TenureRecord& wish) {

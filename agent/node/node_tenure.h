@@ -71,6 +71,8 @@ class NodeTenure final : public OwnerRecords {
   // The newest commit of which this node knows: as a standby, before it acknowledges it; as a
   // primary, when it is counted.
   void note_tip(const std::string& workload, std::uint64_t incarnation, std::uint64_t seq, bool as_primary);
+  // What has been handed over still stands here, frozen, at that checkpoint. Zero: it is gone.
+  void note_original(const std::string& workload, std::uint64_t incarnation, std::uint64_t seq);
   // The wish of the owner: who votes and stands by. Without voters until now: the coordinator is
   // asked to hand over to them. Nothing happens when all is as wished.
   void want(const pb::TenureRecord& wish);
@@ -111,7 +113,9 @@ class NodeTenure final : public OwnerRecords {
   std::condition_variable changed_;
   Events events_;
   struct Tip {
-    pb::TenureTip newest;
+    pb::TenureTip newest;                          // known of
+    pb::TenureTip held;                            // in this node's store
+    pb::TenureTip original;                        // note_original()
     bool counted = false;                          // committed by this node, as the owner, since its start
   };
   std::map<std::string, Tip> tips_;

@@ -44,6 +44,7 @@ struct Snapshot {
   BootTime freeze_boot{};
   std::uint64_t freeze_wall_ns = 0;
   std::uint64_t pause_us = 0;
+  std::uint64_t pages_written = 0;   // since the capture before it, rounds included
   std::uint64_t output_epoch = 0;   // output commit: released once this is committed
   std::string manifest;      // serialised, object roots filled in
   Tables tables;

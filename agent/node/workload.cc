@@ -21,7 +21,8 @@ constexpr auto kMaxCaptureBackoff = 5s;
 constexpr auto kBufferWait = 10ms;
 constexpr auto kOutputGap = 1ms;
 constexpr double kOutputPauseShare = 0.2;
-constexpr auto kForcedGap = 20ms;  // between checkpoints while somebody waits for one
+// Between checkpoints while somebody waits for one; doubled each time.
+constexpr std::chrono::nanoseconds kForcedGap = 100ms, kForcedGapMost = 1s;
 
 std::atomic<std::uint64_t> started_so_far{0};
 
@@ -164,7 +165,7 @@ bool Workload::wanting() const {
 }
 
 bool Workload::due(std::chrono::nanoseconds now) const {
-  return now >= next_due_ || (waiters_ > 0 && now >= last_capture_ + kForcedGap);
+  return now >= next_due_ || (waiters_ > 0 && now >= last_capture_ + forced_gap_);
 }
 
 void Workload::loop() {
@@ -194,7 +195,7 @@ void Workload::loop() {
       lock.lock();
       if (env_.clock->monotonic_now() < next_due_ || !room()) continue;
     } else if (!due(now)) {
-      changed_.wait_for(lock, waiters_ > 0 ? std::min<std::chrono::nanoseconds>(kForcedGap, next_due_ - now)
+      changed_.wait_for(lock, waiters_ > 0 ? std::min(forced_gap_, next_due_ - now)
                                            : next_due_ - now);
       continue;
     } else if (!room()) {
@@ -211,6 +212,8 @@ void Workload::loop() {
     const auto after = env_.clock->monotonic_now();
     if (done) {
       capture_failures_ = 0;
+      // What nobody was there to take is never committed: whoever waits gets another one.
+      if (waiters_ > 0 && last_capture_ > last_waiter_) forced_gap_ = std::min(2 * forced_gap_, kForcedGapMost);
       last_capture_ = now;
       next_due_ = std::max(pacing_.next(now), after);
       hurry(after);
@@ -564,6 +567,7 @@ Result<SnapshotPtr> Workload::take_snapshot(bool keep_frozen, const std::vector<
   snapshot->manifest = manifest.SerializeAsString();
   last_captured_ = snapshot->seq;
   pages_written_ += written;
+  snapshot->pages_written = pages_written_ - std::exchange(pages_written_before_, pages_written_);
   capture_problem_.clear();
   if (capture.info.verify_differences() > 0) {
     capture_problem_ = "verify: " + std::to_string(capture.info.verify_differences()) +
@@ -580,12 +584,13 @@ Result<pb::CheckpointInfo> Workload::checkpoint_now(std::chrono::microseconds ti
   }
   const std::uint64_t target = next_seq_ + (capturing_ ? 1 : 0);
   ++waiters_;
+  last_waiter_ = env_.clock->monotonic_now();
   next_due_ = {};
   changed_.notify_all();
   const bool there = changed_.wait_for(lock, timeout, [&] {
     return last_committed_ >= target || stopping_ || state_ == "exited";
   });
-  --waiters_;
+  if (--waiters_ == 0) forced_gap_ = kForcedGap;
   if (!there || last_committed_ < target) {
     std::string why = capture_problem_;
     for (const auto& link : links_) {
@@ -604,6 +609,7 @@ Result<pb::CheckpointInfo> Workload::checkpoint_now(std::chrono::microseconds ti
   info.set_incarnation(snapshot->incarnation);
   info.set_wall_ns(snapshot->freeze_wall_ns);
   info.set_pause_us(snapshot->pause_us);
+  info.set_pages_changed(snapshot->pages_written);
   for (const auto& [id, table] : snapshot->tables) {
     info.set_pages_total(info.pages_total() + table.count());
   }

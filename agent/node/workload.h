@@ -148,6 +148,7 @@ class Workload {
   BootTime protected_since_{};
   bool capturing_ = false;
   std::uint32_t waiters_ = 0;       // checkpoint_now calls
+  std::chrono::nanoseconds last_waiter_{0}, forced_gap_{std::chrono::milliseconds(100)};
   bool need_full_ = true;
   bool new_program_ = true;         // what the image holds is of an earlier one
   std::string capture_problem_;
@@ -159,6 +160,7 @@ class Workload {
   PhaseStats phases_;
   std::string strategy_, strategy_why_;
   std::uint64_t pages_written_ = 0;
+  std::uint64_t pages_written_before_ = 0;   // at the newest capture
   ReplicatorStats gone_;            // of links that are no more
   int exit_status_ = 0;
   std::shared_ptr<MigrationJob> migration_;
