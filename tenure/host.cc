@@ -164,6 +164,7 @@ void Host::publish(const std::vector<Effect>& effects) {
     known.may_run_until = may_run_until(state_, name, state_.woke);
     known.refused = refused_by_a_voter(state_, name, w);
     known.granted = granted_by_majority(state_, name, state_.woke);
+    known.counts = commits_count(state_, name, state_.woke);
   }
   linked_.clear();
   for (const auto& [name, peer] : state_.peers) {

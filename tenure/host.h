@@ -64,6 +64,7 @@ class Host {
     Time may_run_until{};        // Time::max(): without limit
     bool refused = false;        // a voter answers, and does not support us
     bool granted = false;        // granted_by_majority
+    bool counts = false;         // commits_count
   };
   std::optional<Known> known(const std::string& workload) const;
   std::map<std::string, Known> all() const;

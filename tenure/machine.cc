@@ -105,6 +105,13 @@ void Stepper::deliver_local() {
   }
 }
 
+// Whether this node stood, and `record` is what it stood for: not another's change that it completed.
+bool stood_for(const Workload& w, const pb::TenureRecord& record) {
+  return w.proposal && w.proposal->takeover && w.proposal->own && w.proposal->own->owner() == record.owner() &&
+         w.proposal->own->incarnation() == record.incarnation() && w.proposal->own->reason() == record.reason() &&
+         w.proposal->own->committed_seq() == record.committed_seq();
+}
+
 // A record that is decided. False: not newer than what is known.
 // `adopted`: from the registry, before any of its voters was told.
 bool Stepper::install(const std::string& name, const pb::TenureRecord& record, bool adopted) {
@@ -142,12 +149,12 @@ bool Stepper::install(const std::string& name, const pb::TenureRecord& record, b
   w.owner_heard = now_;
   const Time length = term_of(record.mode()).length;
   w.supports_until = record.owner() == s_.self ? Time{} : now_ + (s_.rules.drift ? with_drift(length) : length);
-  store(name, w);
+  w.base_token = store(name, w);
   emit(EffectKind::kDecided, name).record = record;
   if (record.owner() == s_.self) {
     // An owner whose machine was restarted stays owner by such a record, but what it holds may
     // not be the newest: it stands like others.
-    const bool to_run = record.previous_owner() != s_.self || record.reason() == "takeover" || (w.proposal && w.proposal->takeover);
+    const bool to_run = record.previous_owner() != s_.self || record.reason() == "takeover" || stood_for(w, record);
     if (!w.running && to_run) {
       w.activating_until = now_ + kActivationMax;
       Effect& effect = emit(EffectKind::kOwned, name);

@@ -165,6 +165,7 @@ struct Workload {
   bool trusted = true;                           // false until all other voters have answered
   Time ask_again{};
   // as owner
+  std::uint64_t base_token = 0;                  // the write that holds the base
   bool running = false;                          // the program is here
   Time activating_until{};                       // owned, nothing runs yet
   std::map<std::string, Time> grants;            // until when each other voter supports us
@@ -209,6 +210,7 @@ struct State {
     bool store_first = true;                     // answers wait for the disk
     bool doubt_old_disks = true;
     bool late_rule = true;
+    bool owner_on_disk = true;                   // what an owner commits counts once its tenure is written
     bool drift = true;
   } rules;
 };
@@ -227,6 +229,9 @@ Time may_run_until(const State& state, const std::string& workload, Time now);
 
 // Whether a majority has granted by itself: voters that have just started do not yet, and would not
 // support another owner either.
+// Whether what the owner's standbys commit counts: it may run, no voter refuses, and its tenure is on
+// disk. An owner that forgets that it has owned would begin again from where it began.
+bool commits_count(const State& state, const std::string& workload, Time now);
 bool granted_by_majority(const State& state, const std::string& workload, Time now);
 
 // Whether a voter answers the owner, and refuses to support it.

@@ -33,7 +33,7 @@ void Stepper::on_renewal(const std::string& from, Peer& peer, const pb::TenureRe
     const bool same = w && known == claim.incarnation && w->disk.base().owner() == from;
     if (same) w->owner_heard = now_;
     const bool moving = same && w->disk.has_accepted() && w->disk.accepted().owner() != from;
-    if (!same || moving || !is_voter(w->disk.base(), s_.self) || silent(*w)) {
+    if (!same || moving || !is_voter(w->disk.base(), s_.self) || !w->trusted) {
       grant.add_refused(name);
       if (known > claim.incarnation) {
         tell_base(from, name, *w);
@@ -155,6 +155,13 @@ Time may_run_until(const State& s, const std::string& workload, Time) {
   if (until == Time::max()) return until;
   const Time guard = term_of(base.mode()).guard;
   return until > guard ? until - guard : Time{};
+}
+
+bool commits_count(const State& s, const std::string& workload, Time now) {
+  auto it = s.workloads.find(workload);
+  return it != s.workloads.end() && it->second.disk.base().owner() == s.self &&
+         (it->second.base_token <= s.stored || !s.rules.owner_on_disk) && may_run_until(s, workload, now) > now &&
+         !refused_by_a_voter(s, workload, it->second);
 }
 
 bool granted_by_majority(const State& s, const std::string& workload, Time now) {

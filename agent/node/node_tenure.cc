@@ -442,7 +442,7 @@ bool NodeTenure::counts(const std::string& workload, const std::string& standby)
   auto known = host_->known(workload);
   if (!has_voters(known)) return true;
   const auto& voters = known->record.voters();
-  return known->record.owner() == options_.node && !known->refused && known->may_run_until > read_clock(CLOCK_BOOTTIME) &&
+  return known->counts && known->may_run_until > read_clock(CLOCK_BOOTTIME) &&
          std::any_of(voters.begin(), voters.end(), [&](const pb::PeerAddress& peer) { return peer.node() == standby; });
 }
 

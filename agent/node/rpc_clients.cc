@@ -2,6 +2,8 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <thread>
+
 #include "proto/agent.grpc.pb.h"
 #include "proto/coordinator.grpc.pb.h"
 #include "proto/tenure.grpc.pb.h"
@@ -13,6 +15,7 @@ namespace {
 using namespace std::chrono_literals;
 constexpr auto kOwnerTimeout = 3s;
 constexpr auto kPrepareTimeout = 120s;  // reads and compares files
+constexpr auto kConnectPatience = 4s;
 constexpr auto kBuildTimeout = 120s;
 constexpr auto kActivateTimeout = 60s;
 constexpr auto kDiscardTimeout = 20s;
@@ -83,10 +86,16 @@ class RpcTargetAgent final : public TargetAgent {
         stub_(pb::Agent::NewStub(transport::make_channel(peer.rpc(), tls, transport::Role::kNode, peer.node()))) {}
 
   Result<pb::PrepareTargetResponse> prepare(const pb::PrepareTargetRequest& request) override {
-    pb::PrepareTargetResponse out;
-    return call("prepare", kPrepareTimeout, out, [&](auto* context) {
-      return stub_->PrepareTarget(context, request, &out);
-    });
+    // The first call of the connection: on a lossy link a try to connect may come to nothing.
+    const auto until = std::chrono::steady_clock::now() + kConnectPatience;
+    for (;;) {
+      pb::PrepareTargetResponse out;
+      auto answer = call("prepare", kPrepareTimeout, out, [&](auto* context) {
+        return stub_->PrepareTarget(context, request, &out);
+      });
+      if (answer || answer.error().code != Code::kUnreachable || std::chrono::steady_clock::now() >= until) return answer;
+      std::this_thread::sleep_for(50ms);
+    }
   }
   Result<pb::BuildTargetResponse> build(const pb::BuildTargetRequest& request) override {
     pb::BuildTargetResponse out;

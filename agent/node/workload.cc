@@ -583,15 +583,16 @@ Result<pb::CheckpointInfo> Workload::checkpoint_now(std::chrono::microseconds ti
     return make_error(Code::kConflict, "checkpoint", name() + " is " + state_);
   }
   const std::uint64_t target = next_seq_ + (capturing_ ? 1 : 0);
+  auto committed_since = [this](std::uint64_t seq) { return last_committed_snapshot_ && last_committed_snapshot_->seq >= seq; };
   ++waiters_;
   last_waiter_ = env_.clock->monotonic_now();
   next_due_ = {};
   changed_.notify_all();
   const bool there = changed_.wait_for(lock, timeout, [&] {
-    return last_committed_ >= target || stopping_ || state_ == "exited";
+    return committed_since(target) || stopping_ || state_ == "exited";
   });
   if (--waiters_ == 0) forced_gap_ = kForcedGap;
-  if (!there || last_committed_ < target) {
+  if (!there || !committed_since(target)) {
     std::string why = capture_problem_;
     for (const auto& link : links_) {
       if (why.empty() && !link.replicator->problem().empty()) {

@@ -466,7 +466,7 @@ void World::checkpoint(Node& n) {
           auto w = n.state.workloads.find(kName);
           if (w == n.state.workloads.end() || !newer(tip, acknowledged_)) return;
           const bool stays = !w->second.want || is_voter(*w->second.want, to.name);
-          const bool supported = may_run_until(n.state, kName, local(n)) > local(n) && !refused_by_a_voter(n.state, kName, w->second);
+          const bool supported = commits_count(n.state, kName, local(n));
           if (is_voter(w->second.disk.base(), to.name) && stays && supported) {
             acknowledged_ = tip;
             trace("%s was told by %s of @%llu", n.name.c_str(), to.name.c_str(), static_cast<unsigned long long>(tip.seq()));

@@ -57,7 +57,7 @@ TEST_P(Without, IsCaught) {
   ASSERT_TRUE(switch_off(options.rules, GetParam()));
   EXPECT_NE(caught_after(options, 3000), 0u) << "the simulation does not notice that '" << GetParam() << "' is missing";
 }
-INSTANTIATE_TEST_SUITE_P(ARule, Without, ::testing::Values("count-from-sent", "silence", "wait-for-grants", "newest-only"));
+INSTANTIATE_TEST_SUITE_P(ARule, Without, ::testing::Values("count-from-sent", "silence", "wait-for-grants", "newest-only", "owner-on-disk"));
 
 TEST(Simulation, NobodyEnforcesLeases_IsCaught) {
   Options options;

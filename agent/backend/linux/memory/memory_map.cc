@@ -265,10 +265,13 @@ Result<pb::MmLayout> read_layout(pid_t pid) {
   layout.set_auxv(auxv);
   std::string exe(4096, '\0');
   ssize_t n = ::readlink((base + "/exe").c_str(), exe.data(), exe.size());
-  if (n > 0) {
-    exe.resize(static_cast<std::size_t>(n));
-    layout.set_exe(exe);
+  if (n <= 0) {
+    Error e = errno_error("readlink", base + "/exe" + " state " + fields[0] + " auxv " + std::to_string(auxv.size()));
+    if (e.sys_errno == ENOENT || e.sys_errno == ESRCH) e.code = Code::kTraceeGone;
+    return e;
   }
+  exe.resize(static_cast<std::size_t>(n));
+  layout.set_exe(exe);
   return layout;
 }
 
