@@ -40,6 +40,12 @@ class Kill(Case):
             died = f'"{program}": "ended -9"' in self.bench.vecu("status", "--output", "json")
             if not died:        # a point of the checkpoint loop is passed by itself soon
                 died = bool(self.wait_death(program))
+            if not died and program == "warden" and workload.place()[0] != machine:   # it was moved before it passed there
+                try:
+                    self.bench.call("migrate", name, "--to", machine, timeout=120)
+                except subprocess.TimeoutExpired:
+                    self.fail("the command does not end")
+                died = bool(self.wait_death(program))
             if not died and program == "warden":   # one of taking a program up: it is taken up again
                 self.bench.vecu("kill-warden", machine)
                 self.bench.vecu("start", machine)
