@@ -88,6 +88,9 @@ Time suspicion_at(const State& s, const std::string&, const Workload& w) {
                                              : peer->second.theirs[mode_index(base.mode())].gaps.limit(term.length);
     return w.owner_heard + limit + i * (term.length / 2);
   }
+  // A voter that was a standby a moment ago may hold what its successors do not: it stands when they
+  // have not made it, long after them.
+  if (is_voter(base, s.self)) return w.owner_heard + (8 + base.standbys_size()) * term.length;
   return Time::max();
 }
 
@@ -328,7 +331,8 @@ void Stepper::drive(const std::string& name, Workload& w) {
     take_over(name, w, nullptr);
     return;
   }
-  const bool refused = base.owner() == s_.self && w.running && refused_by_a_voter(s_, name, w);
+  const bool claims = w.running || now_ < w.activating_until;
+  const bool refused = base.owner() == s_.self && claims && refused_by_a_voter(s_, name, w);
   if (!refused) w.refused_since = Time{};
   if (refused && w.refused_since == Time{}) w.refused_since = now_;
   const bool lasting = refused && now_ >= w.refused_since + 4 * term_of(base.mode()).length;

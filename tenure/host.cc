@@ -133,7 +133,10 @@ void Host::know(const pb::PeerAddress& peer) {
 }
 
 void Host::step(const Event& event) {
+  ++steps_;
   const auto effects = tenure::step(state_, event, now(), *view_);
+  publish(effects);
+  ++steps_;
   for (const auto& effect : effects) {
     if (effect.kind == EffectKind::kSend) {
       hub_->send(effect.peer, effect.frame.SerializeAsString());
@@ -141,7 +144,6 @@ void Host::step(const Event& event) {
       effect.erase ? log_->erase(effect.token, effect.workload) : log_->append(effect.token, effect.voter);
     }
   }
-  publish(effects);
   bool records_changed = false;
   for (const auto& effect : effects) {
     records_changed = records_changed || effect.kind == EffectKind::kDecided || (effect.kind == EffectKind::kStore && effect.erase);
@@ -164,7 +166,8 @@ void Host::publish(const std::vector<Effect>& effects) {
     known.may_run_until = may_run_until(state_, name, state_.woke);
     known.refused = refused_by_a_voter(state_, name, w);
     known.granted = granted_by_majority(state_, name, state_.woke);
-    known.counts = commits_count(state_, name, state_.woke);
+    known.voted_for = tenure::voted_for_another(state_, name, w.disk.base().owner()) ? w.disk.accepted().owner() : std::string();
+    known.counting = counting(state_, name, state_.woke);
   }
   linked_.clear();
   for (const auto& [name, peer] : state_.peers) {
@@ -220,6 +223,14 @@ std::optional<Host::Known> Host::known(const std::string& workload) const {
   auto it = known_.find(workload);
   if (it == known_.end()) return std::nullopt;
   return it->second;
+}
+
+bool Host::voted_for_another(const std::string& workload, const std::string& owner) const {
+  // No lock: who asks has no priority, and the machine's thread must not wait for it.
+  const std::uint64_t seen = steps_;
+  while (seen % 2 == 1 && steps_ == seen) std::this_thread::yield();
+  auto now = known(workload);
+  return now && now->record.owner() == owner && !now->voted_for.empty();
 }
 
 std::map<std::string, Host::Known> Host::all() const {

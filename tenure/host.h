@@ -7,6 +7,7 @@
 // ask() blocks and may not be called from a handler.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -64,9 +65,12 @@ class Host {
     Time may_run_until{};        // Time::max(): without limit
     bool refused = false;        // a voter answers, and does not support us
     bool granted = false;        // granted_by_majority
-    bool counts = false;         // commits_count
+    std::vector<std::string> counting;
+    std::string voted_for;       // in the place of the record's owner; empty: nobody else
   };
   std::optional<Known> known(const std::string& workload) const;
+  // After the step under way: what was told to `tip` before is known to every later vote.
+  bool voted_for_another(const std::string& workload, const std::string& owner) const;
   std::map<std::string, Known> all() const;
   bool linked(const std::string& peer) const;
   // Waits until `ready` holds for what is known of the workload. Empty: not within `timeout`.
@@ -94,6 +98,7 @@ class Host {
   std::unique_ptr<NodeView> view_;
   std::map<std::string, std::string> peers_;
 
+  std::atomic<std::uint64_t> steps_{0};   // odd: a step is under way
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   std::map<std::string, Known> known_;

@@ -210,6 +210,7 @@ struct State {
     bool store_first = true;                     // answers wait for the disk
     bool doubt_old_disks = true;
     bool late_rule = true;
+    bool vote_ends_commits = true;               // who has voted for another acknowledges nothing of the old owner
     bool owner_on_disk = true;                   // what an owner commits counts once its tenure is written
     bool drift = true;
   } rules;
@@ -229,9 +230,13 @@ Time may_run_until(const State& state, const std::string& workload, Time now);
 
 // Whether a majority has granted by itself: voters that have just started do not yet, and would not
 // support another owner either.
-// Whether what the owner's standbys commit counts: it may run, no voter refuses, and its tenure is on
-// disk. An owner that forgets that it has owned would begin again from where it began.
-bool commits_count(const State& state, const std::string& workload, Time now);
+// Whether this voter has voted for somebody else in the place of `owner`: it acknowledges
+// no checkpoint of `owner` any more, whether or not that vote comes to anything.
+bool voted_for_another(const State& state, const std::string& workload, const std::string& owner);
+// Whose acknowledgement of a checkpoint counts as its commit, for the owner: the standbys that vote and
+// are to remain both, while it may run, no voter refuses, and its tenure is on disk. (Others are not
+// asked before a takeover; an owner that forgot that it has owned would begin again from where it began.)
+std::vector<std::string> counting(const State& state, const std::string& workload, Time now);
 bool granted_by_majority(const State& state, const std::string& workload, Time now);
 
 // Whether a voter answers the owner, and refuses to support it.

@@ -157,11 +157,29 @@ Time may_run_until(const State& s, const std::string& workload, Time) {
   return until > guard ? until - guard : Time{};
 }
 
-bool commits_count(const State& s, const std::string& workload, Time now) {
+bool voted_for_another(const State& s, const std::string& workload, const std::string& owner) {
   auto it = s.workloads.find(workload);
-  return it != s.workloads.end() && it->second.disk.base().owner() == s.self &&
-         (it->second.base_token <= s.stored || !s.rules.owner_on_disk) && may_run_until(s, workload, now) > now &&
-         !refused_by_a_voter(s, workload, it->second);
+  if (it == s.workloads.end()) return false;
+  const pb::VoterState& disk = it->second.disk;
+  return disk.has_accepted() && disk.accepted().owner() != owner && disk.base().owner() == owner;
+}
+
+std::vector<std::string> counting(const State& s, const std::string& workload, Time now) {
+  auto it = s.workloads.find(workload);
+  if (it == s.workloads.end()) return {};
+  const Workload& w = it->second;
+  const pb::TenureRecord& base = w.disk.base();
+  if (base.owner() != s.self || (w.base_token > s.stored && s.rules.owner_on_disk) || may_run_until(s, workload, now) <= now ||
+      refused_by_a_voter(s, workload, w)) {
+    return {};
+  }
+  std::vector<std::string> out;
+  for (const auto& standby : base.standbys()) {
+    const std::string& node = standby.node();
+    const bool stays = !w.want || (is_voter(*w.want, node) && is_standby(*w.want, node));
+    if (is_voter(base, node) && stays) out.push_back(node);
+  }
+  return out;
 }
 
 bool granted_by_majority(const State& s, const std::string& workload, Time now) {

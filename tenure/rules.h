@@ -14,7 +14,7 @@ inline constexpr std::pair<const char*, bool State::Rules::*> kRules[] = {
     {"wait-for-grants", &State::Rules::wait_for_grants}, {"newest-only", &State::Rules::newest_only},
     {"store-first", &State::Rules::store_first},         {"doubt-old-disks", &State::Rules::doubt_old_disks},
     {"late-rule", &State::Rules::late_rule},             {"drift", &State::Rules::drift},
-    {"owner-on-disk", &State::Rules::owner_on_disk},
+    {"vote-ends-commits", &State::Rules::vote_ends_commits}, {"owner-on-disk", &State::Rules::owner_on_disk},
 };
 
 inline bool switch_off(State::Rules& rules, const std::string& name) {

@@ -49,6 +49,7 @@ class Stepper {
   // election.cc
   void propose(const std::string& name, Workload& w, Proposal proposal);
   void take_over(const std::string& name, Workload& w, const Event* asked);
+  bool passes_over(const std::string& from, const pb::TenureMessage& m, const pb::TenureRecord& base) const;
   bool could_run(const std::string& name, const pb::TenureRecord& base) const;
   void ask_votes(const std::string& name, Workload& w);
   void next_round(const std::string& name, Workload& w, std::uint64_t above);

@@ -122,6 +122,14 @@ Time Stepper::votes_at(const Workload& w, const pb::TenureMessage& m, const std:
   return std::max(at, owner_busy_until(s_, m.workload(), w, now_));
 }
 
+// Whether this voter knows of a newer checkpoint than the one that the candidate offers. Only the
+// candidate itself is judged: what others complete may have been decided already.
+bool Stepper::passes_over(const std::string& from, const pb::TenureMessage& m, const pb::TenureRecord& base) const {
+  if (!s_.rules.newest_only || from != m.record().owner() || from == base.owner() || m.allow_loss()) return false;
+  const auto offered = started_from(m.record());
+  return newer(view_.tip(m.workload()), offered) || newer(started_from(base), offered);
+}
+
 void Stepper::on_accept(const std::string& from, const pb::TenureMessage& m) {
   install(m.workload(), m.accepted());     // the base that it builds on
   Workload* w = find(m.workload());
@@ -137,11 +145,7 @@ void Stepper::on_accept(const std::string& from, const pb::TenureMessage& m) {
     *out.mutable_ballot() = m.ballot();
     return send_stored(from, std::move(out), s_.next_token - 1);
   }
-  // Only the candidate itself is judged: what others complete may have been decided already.
-  if (s_.rules.newest_only && from == m.record().owner() && from != base.owner() && !m.allow_loss()) {
-    const auto offered = started_from(m.record());
-    if (newer(view_.tip(m.workload()), offered) || newer(started_from(base), offered)) return refuse(from, m, *w, "older");
-  }
+  if (passes_over(from, m, base)) return refuse(from, m, *w, "older");
   const Time at = votes_at(*w, m, from);
   if (now_ < at) {
     w->parked = Parked{from, m};
@@ -169,6 +173,8 @@ void Stepper::retry_parked(const std::string&, Workload& w) {
   }
   if (now_ < votes_at(w, parked.message, parked.from)) return;
   w.parked.reset();
+  // What was committed while it waited counts.
+  if (passes_over(parked.from, parked.message, w.disk.base())) return refuse(parked.from, parked.message, w, "older");
   accept(parked.from, parked.message, w);
 }
 

@@ -158,7 +158,8 @@ int run(const Arguments& arguments) {
   });
   receiver.on_fence([&](const std::string& name, std::uint64_t incarnation, const std::string& peer) {
     auto known = (*tenure)->known(name);
-    return known && known->record.incarnation() > incarnation && known->record.owner() != peer;
+    if (known && known->record.incarnation() > incarnation && known->record.owner() != peer) return true;
+    return (*tenure)->voted_for_another(name, peer);
   });
   auto stream_server = transport::PageStreamServer::start(arguments.stream_listen, *tls, receiver);
   if (!stream_server) return fail(stream_server.error());

@@ -14,7 +14,7 @@ constexpr auto kQueryTimeout = 3s;
 constexpr auto kGrantWait = 6s;             // for the grants of a new owner: voters that have just started give none for a term
 constexpr auto kReadyWait = 15s;
 constexpr auto kUnknownRecordWait = 5ms;    // of a workload that this node has not heard of: probably it has no voters
-constexpr std::chrono::milliseconds kCoordinatorRetry = 300ms, kAskAdvice = 5000ms;
+constexpr std::chrono::milliseconds kCoordinatorRetry = 300ms, kAskAdvice = 5000ms, kAskWarden = 200ms;
 constexpr std::size_t kMaxReports = 1000;
 
 pb::Ownership ownership_of(const pb::TenureRecord& record) {
@@ -147,17 +147,30 @@ void NodeTenure::set_lease(const std::string& workload, std::uint64_t until_ns, 
 void NodeTenure::lease_loop() {
   std::unique_lock lock(mutex_);
   while (!stopping_) {
-    if (leases_.empty()) {
+    if (leases_.empty() && without_warden_.empty()) {
       changed_.wait(lock);
+      continue;
+    }
+    if (leases_.empty()) {
+      // A warden that hangs does not say when it is back: it is asked, by a lease that has run out.
+      if (!changed_.wait_for(lock, kAskWarden, [&] { return stopping_ || !leases_.empty(); })) {
+        for (const auto& name : without_warden_) {
+          if (auto last = last_leases_.find(name); last != last_leases_.end()) leases_[name] = last->second;
+        }
+        if (leases_.empty()) changed_.wait_for(lock, kAskWarden);
+      }
       continue;
     }
     std::map<std::string, pb::LeaseRequest> now;
     now.swap(leases_);
+    for (const auto& [name, lease] : now) last_leases_[name] = lease;
     lock.unlock();
     for (const auto& [name, lease] : now) {
+      const auto asked = std::chrono::steady_clock::now();
       auto frozen = warden_.lease(lease);
       // A program that ends, a warden that is being restarted: the next lease is told like this one.
-      note_warden(name, !frozen && frozen.error().code == Code::kUnreachable);
+      const bool away = !frozen && (frozen.error().code == Code::kUnreachable || frozen.error().code == Code::kTimedOut);
+      note_warden(name, away, asked);
       if (!frozen && frozen.error().code == Code::kConflict) spdlog::debug("{}: {}", name, frozen.error().message());
       if (frozen && *frozen) {
         Events events;
@@ -174,19 +187,26 @@ void NodeTenure::lease_loop() {
 
 // Without its warden a program stands still as soon as its lease has run out. When that lasts, it
 // is claimed no more: a standby goes on with it, unless the warden is back before.
-void NodeTenure::note_warden(const std::string& workload, bool away) {
+void NodeTenure::note_warden(const std::string& workload, bool away, std::chrono::steady_clock::time_point asked) {
   const auto now = std::chrono::steady_clock::now();
   auto known = host_->known(workload);
   std::lock_guard lock(mutex_);
   if (!away) {
     warden_away_.erase(workload);
+    if (without_warden_.erase(workload) == 0 || !entered_.contains(workload)) return;
+    spdlog::info("{}: its warden is back", workload);   // if somebody else has gone on with it, it is stopped
+    tenure::Event back;
+    back.kind = tenure::EventKind::kRunning;
+    back.workload = workload;
+    host_->tell(std::move(back));
     return;
   }
-  const auto since = warden_away_.try_emplace(workload, now).first->second;
+  if (without_warden_.contains(workload)) return;
+  const auto since = warden_away_.try_emplace(workload, asked).first->second;
   if (!known || known->record.voters().empty() || now - since < tenure::term_of(known->record.mode()).length) return;
   warden_away_.erase(workload);
   without_warden_.insert(workload);
-  spdlog::warn("{}: its warden is away; its standbys may go on with it", workload);
+  spdlog::warn("{}: its warden is away, or does not answer; its standbys may go on with it", workload);
   tenure::Event gone;
   gone.kind = tenure::EventKind::kGone;
   gone.workload = workload;
@@ -356,6 +376,7 @@ void NodeTenure::left(const std::string& workload) {
     told_wishes_.erase(workload);
     voters_wanted_.erase(workload);
     leases_.erase(workload);
+    last_leases_.erase(workload);
     without_warden_.erase(workload);
     if (auto it = tips_.find(workload); it != tips_.end()) it->second.counted = false;
   }
@@ -441,9 +462,8 @@ bool NodeTenure::voted(const std::string& workload) const { return has_voters(ho
 bool NodeTenure::counts(const std::string& workload, const std::string& standby) const {
   auto known = host_->known(workload);
   if (!has_voters(known)) return true;
-  const auto& voters = known->record.voters();
-  return known->counts && known->may_run_until > read_clock(CLOCK_BOOTTIME) &&
-         std::any_of(voters.begin(), voters.end(), [&](const pb::PeerAddress& peer) { return peer.node() == standby; });
+  return known->may_run_until > read_clock(CLOCK_BOOTTIME) &&
+         std::find(known->counting.begin(), known->counting.end(), standby) != known->counting.end();
 }
 
 }  // namespace baton::node

@@ -82,6 +82,7 @@ class NodeTenure final : public OwnerRecords {
   // Whether an acknowledgement of `standby`, received now, makes a checkpoint committed.
   bool counts(const std::string& workload, const std::string& standby) const;
   bool voted(const std::string& workload) const;                               // has voters
+  bool voted_for_another(const std::string& workload, const std::string& owner) const { return host_->voted_for_another(workload, owner); }
   std::optional<tenure::Host::Known> known(const std::string& workload) const { return host_->known(workload); }
   // Until when a program that is activated now under `incarnation` may run, for the warden: boot
   // time in ns; 0: without limit. Waits for the grants. Fails: kTimedOut, kConflict (another owns it).
@@ -99,7 +100,7 @@ class NodeTenure final : public OwnerRecords {
   void on_effect(const tenure::Effect& effect);
   void set_lease(const std::string& workload, std::uint64_t until_ns, std::uint64_t incarnation);
   void lease_loop();
-  void note_warden(const std::string& workload, bool away);
+  void note_warden(const std::string& workload, bool away, std::chrono::steady_clock::time_point asked);
   void coordinator_loop();
   void tell_coordinator(std::unique_lock<std::mutex>& lock);
   void ask_for_voters(std::unique_lock<std::mutex>& lock);
@@ -121,6 +122,7 @@ class NodeTenure final : public OwnerRecords {
   std::map<std::string, Tip> tips_;
   std::map<std::string, std::uint64_t> entered_;   // incarnations of what runs here
   std::map<std::string, pb::LeaseRequest> leases_; // to be told to the warden
+  std::map<std::string, pb::LeaseRequest> last_leases_;
   std::map<std::string, std::chrono::steady_clock::time_point> warden_away_;   // since when, for that workload
   std::map<std::string, pb::TenureRecord> notes_;  // to be told to the coordinator
   std::deque<pb::FailoverReport> reports_;

@@ -84,6 +84,10 @@ class Channel final : public transport::ReceiverChannel {
     auto done = store_.commit(*record, durability_, &missing);
     if (!done) return refuse(done.error(), std::move(missing));
     if (committed_) committed_(identity_.workload, record->incarnation, seq);
+    // Once more, now that whoever decides knows of it: a vote in between has not counted it.
+    if (fenced_ && fenced_(identity_.workload, record->incarnation, peer_)) {
+      return refuse(make_error(Code::kConflict, "commit", identity_.workload + " is about to have another owner than " + peer_));
+    }
     if (standby_) {   // behind the commit, on a thread of its own
       if (auto tip = store_.tip(identity_.workload); tip && *tip) standby_->committed((*tip)->pages);
     }

@@ -23,7 +23,8 @@ class Receiver final : public transport::StreamHandler {
   // Told of each commit before it is acknowledged. Before anything is received.
   using Committed = std::function<void(const std::string& workload, std::uint64_t incarnation, std::uint64_t seq)>;
   void on_committed(Committed committed) { committed_ = std::move(committed); }
-  // Whether somebody else than `node` owns the workload under a newer record. The same.
+  // Whether somebody else than `node` owns the workload under a newer record, or this node has voted for
+  // somebody else. The same.
   using Fenced = std::function<bool(const std::string& workload, std::uint64_t incarnation, const std::string& node)>;
   void on_fence(Fenced fenced) { fenced_ = std::move(fenced); }
 

@@ -23,7 +23,7 @@ using namespace std::chrono_literals;
 constexpr std::size_t kPage = 4096;
 constexpr std::size_t kEventsMax = 1024;
 constexpr auto kQuick = 15s;     // list, probe, thaw, …
-constexpr auto kLease = 2s;
+constexpr auto kLease = 500ms;   // answered within a millisecond, if at all
 constexpr auto kSlow = 120s;     // copying, hashing, launching, building
 
 Error lost_error() {

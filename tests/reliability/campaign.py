@@ -4,6 +4,10 @@ two instances ran, that nothing was skipped, and how long nobody ran.
 
     campaign.py BUILD_DIR [--injections 1000] [--seed 1] [--mode hot] [--out FILE.json] [--table FILE.md]
 
+Beside it a TCP server runs under output commit, and clients outside ask it all the time: they hash what
+was answered into a chain of their connection, so that an answer that a takeover has forgotten, and a
+connection that it broke, is noticed.
+
 A witness (tests/tracees/witness.cc) appends a line with the wall clock, its host and a count every
 2 ms to a file that all machines see. Two at once would interleave; a takeover from anything but a
 committed checkpoint would skip or lose too much. With --table the result is written between the
@@ -11,17 +15,43 @@ marks of a document (docs/reliability.md).
 """
 import argparse
 import json
+import math
 import os
 import random
+import shutil
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "system"))
 import bench as bench_module  # noqa: E402
-from bench import Bench, wait_until  # noqa: E402
+from bench import Bench, Workload, text_of, tracee, wait_until  # noqa: E402
 from failover import Witness, protected  # noqa: E402
 
 NODES = ["ecu1", "ecu2", "ecu3"]
+ADDRESS, PORT = "10.77.0.80", "7500"
+
+
+class Clients:
+    """Two connections to the server from the operator's machine, for the whole campaign."""
+
+    def __init__(self, bench, number):
+        self.out, self.stop_file = f"{bench.shared}/clients{number}.out", f"{bench.shared}/clients{number}.stop"
+        with open(self.out, "w", encoding="ascii") as out:
+            self.process = bench.start_in("operator", tracee("stream"), "ask", ADDRESS, PORT, "2", self.stop_file, stdout=out)
+        wait_until(lambda: "connected" in text_of(self.out), 30, "the clients connect")
+
+    def problem(self):
+        text = text_of(self.out)
+        if "FAILED" in text:
+            return "a client: " + text[text.index("FAILED"):].strip()[:200]
+        return None if self.process.poll() is None else f"the clients ended with {self.process.returncode}: {text[-100:]}"
+
+    def finish(self):
+        with open(self.stop_file, "w", encoding="ascii"):
+            pass
+        self.process.wait(timeout=60)
+        words = text_of(self.out).split()
+        return (int(words[-2]), float(words[-1])) if self.process.returncode == 0 and words[-3] == "ok" else None
 
 
 class Campaign:
@@ -32,6 +62,9 @@ class Campaign:
         self.bench = Bench(3)
         self.witness = Witness(self.bench, "witness", "--mode", mode, "--interval", "20ms", "--standby", "ecu2", node="ecu1")
         self.done, self.results = 0, []
+        self.server = Workload(self.bench, "served", [tracee("stream"), "serve", "0.0.0.0", PORT], "--mode", mode, "--interval", "20ms",
+                               "--standby", "ecu2", "--address", f"{ADDRESS}/24", "--output-commit", "--durability", "memory", node="ecu1").ready()
+        self.clients, self.records, self.longest, self.rounds = None, 0, 0.0, 0
 
     def primary(self):
         return self.bench.field("witness", "node")
@@ -96,14 +129,60 @@ class Campaign:
         self.bench.vecu("slow", node, "--loss", "2%", "--rate", "50mbit")
         return lambda: self.bench.vecu("heal")
 
-    KINDS = ["power_off", "agent_killed", "agent_hangs", "warden_killed", "coordinator_killed", "primary_cut_off", "link_cut",
-             "standby_off", "coordinator_and_power_off", "slow_links"]
+    def warden_hangs(self):
+        node = self.primary()
+        # Not its guard (baton-warden --guard-leases), which is there for that.
+        wardens = self.bench.exec(node, "pgrep", "-f", "baton-warden --socket").split()
+        self.bench.exec(node, "kill", "-STOP", *wardens)
+        return lambda: self.bench.exec(node, "kill", "-CONT", *wardens)
+
+    def late_links(self):
+        node = self.primary()
+        self.bench.vecu("slow", node, "--delay", "15ms")
+        return lambda: self.bench.vecu("heal")
+
+    def standby_changed(self):
+        node = self.random.choice(self.others())
+        self.bench.baton("node", "drain", node, timeout=120)
+        return lambda: self.bench.baton("node", "resume", node)
+
+    def voter_from_backup(self):
+        """A voter's log as it was before the program moved on is put back: what it has promised since, it has forgotten."""
+        node = self.random.choice(self.others())
+        log = f"{self.bench.dir}/{node}/disk/root/upper/var/lib/baton/agent/tenure"
+        backup = f"{self.bench.shared}/{node}.backup"
+        self.bench.vecu("kill", node)
+        shutil.rmtree(backup, ignore_errors=True)
+        shutil.copytree(log, backup)
+        self.bench.vecu("start", node)
+        self.settled()
+        other = [n for n in self.others() if n != node][0]
+        for name in ("witness", "served"):
+            if self.bench.field(name, "node") != other:
+                self.bench.call("migrate", name, "--to", other, timeout=60)
+        self.settled()
+        self.bench.vecu("kill", node)
+        shutil.rmtree(log)
+        shutil.copytree(backup, log)
+        return lambda: self.bench.vecu("start", node)
+
+    def two_at_once(self):
+        kinds = self.random.sample(["agent_killed", "agent_hangs", "warden_killed", "coordinator_killed", "link_cut", "standby_off", "slow_links", "late_links"], 2)
+        undo = [getattr(self, kind)() for kind in kinds]
+        return lambda: [one() for one in undo]
+
+    KINDS = ["power_off", "agent_killed", "agent_hangs", "warden_killed", "warden_hangs", "coordinator_killed", "primary_cut_off", "link_cut",
+             "standby_off", "standby_changed", "voter_from_backup", "coordinator_and_power_off", "slow_links", "late_links", "two_at_once"]
     TAKES_OVER = {"power_off", "agent_killed", "agent_hangs", "primary_cut_off", "coordinator_and_power_off"}
 
     def settled(self):
         wait_until(lambda: self.bench.call("node", "ls").returncode == 0, 60, "the coordinator answers")
         wait_until(lambda: all(n["state"] == "ready" for n in self.bench.baton("node", "ls")), 60, "all nodes are ready")
         protected(self.bench, self.witness, timeout_s=90)
+        protected(self.bench, self.server, timeout_s=90)
+        if self.clients is None:
+            self.rounds += 1
+            self.clients = Clients(self.bench, self.rounds)
 
     def inject(self, kind):
         self.settled()
@@ -120,12 +199,22 @@ class Campaign:
             undo()
         wait_until(lambda: len(self.witness.told_lines()) > before + 100, 30, f"{kind}: it goes on")
         lines = self.witness.told_lines()[max(0, before - 1):]
-        problem = self.check(lines)
+        problem = self.check(lines) or self.clients.problem()
+        if problem:
+            self.end_clients()
         gap = max((b[0] - a[0]) / 1e6 for a, b in zip(lines, lines[1:]))
         changes = [(a, b) for a, b in zip(lines, lines[1:]) if a[1] != b[1]]
         lost = max([a[2] - b[2] + 1 for a, b in changes] or [0]) * self.witness.period_us / 1000
         self.results.append({"kind": kind, "gap_ms": gap, "lost_ms": lost, "takeovers": len(changes), "problem": problem})
         return self.results[-1]
+
+    def end_clients(self):
+        if self.clients is None:
+            return
+        told = self.clients.finish() if self.clients.problem() is None else self.clients.process.kill()
+        if told:
+            self.records, self.longest = self.records + told[0], max(self.longest, told[1])
+        self.clients = None
 
     @staticmethod
     def check(lines):
@@ -156,6 +245,7 @@ class Campaign:
             except AssertionError as e:
                 result = {"kind": kind, "gap_ms": None, "lost_ms": None, "takeovers": 0, "problem": str(e)[:300]}
                 self.results.append(result)
+                self.end_clients()
             self.done += 1
             print(f"{self.done}: {json.dumps(result)}", flush=True)
             if result["problem"]:
@@ -167,11 +257,56 @@ def percentile(values, share):
     return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
 
 
-def table(results, mode):
+def plot(path, title, unit, series):
+    """An empirical distribution per name, as SVG: share of the injections over the value, logarithmic."""
+    width, height, left, top = 640, 300, 50, 30
+    values = [max(v, 1) for of in series.values() for v in of] or [1]
+    least, most = math.log10(min(values)), math.log10(max(values)) + 0.05
+    x = lambda v: left + (math.log10(max(v, 1)) - least) / max(most - least, 0.1) * (width - left - 150)
+    y = lambda share: top + (1 - share) * (height - top - 40)
+    colours = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000"]
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
+           f'<rect width="{width}" height="{height}" fill="white"/><text x="{left}" y="16">{title}</text>']
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        out.append(f'<line x1="{left}" x2="{width - 150}" y1="{y(share):.1f}" y2="{y(share):.1f}" stroke="#ddd"/>'
+                   f'<text x="{left - 6}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.2f}</text>')
+    for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000):
+        if least <= math.log10(tick) <= most:
+            out.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{y(0):.1f}" stroke="#eee"/>'
+                       f'<text x="{x(tick):.1f}" y="{y(0) + 15:.1f}" text-anchor="middle">{tick}</text>')
+    out.append(f'<text x="{width - 150}" y="{y(0) + 30:.1f}" text-anchor="end">{unit}</text>')
+    for i, (name, of) in enumerate(series.items()):
+        colour, ordered = colours[i % len(colours)], sorted(of)
+        points, before = [], 0.0
+        for n, v in enumerate(ordered, 1):
+            points += [f"{x(v):.1f},{y(before):.1f}", f"{x(v):.1f},{y(n / len(ordered)):.1f}"]
+            before = n / len(ordered)
+        out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{" ".join(points)}"/>'
+                   f'<text x="{width - 142}" y="{top + 12 + 15 * i}" fill="{colour}">{name} ({len(of)})</text>')
+    with open(path, "w", encoding="ascii") as f:
+        f.write("\n".join(out + ["</svg>"]) + "\n")
+
+
+def plots(results, folder):
+    def series(key):
+        out = {}
+        for kind in Campaign.KINDS:
+            of = [r[key] for r in results if r["kind"] == kind and r["takeovers"] and r[key] is not None]
+            if kind in Campaign.TAKES_OVER and of:
+                out[kind.replace("_", " ")] = of
+        return out
+    plot(f"{folder}/reliability-rto.svg", "How long nobody ran (RTO), where a standby took over", "ms", series("gap_ms"))
+    plot(f"{folder}/reliability-rpo.svg", "How much was told again (RPO), where a standby took over", "ms", series("lost_ms"))
+
+
+def table(results, mode, campaign):
     failures = sum(1 for r in results if r["problem"])
     bound = 3.0 / len(results) if failures == 0 else None
     out = [f"{len(results)} injections, mode {mode}; {failures} failures" +
            (f": at most {bound * 100:.2f} % with 95 % confidence (rule of three)." if bound else "."), "",
+           f"Clients outside had {campaign.records} records answered under output commit over the whole campaign, none of them forgotten by a takeover"
+           f" and no connection broken; their longest silence was {campaign.longest:.0f} ms." if not any("client" in (r["problem"] or "") for r in results) else
+           "Clients outside lost answers or connections: see the failures.", "",
            "| fault | injections | taken over | failures | nobody ran, p50 ms | p99 ms | longest ms | told again, longest ms |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for kind in Campaign.KINDS:
         of = [r for r in results if r["kind"] == kind]
@@ -190,18 +325,22 @@ def main():
     parser.add_argument("--injections", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--mode", choices=("hot", "warm"), default="hot")
+    parser.add_argument("--only", help="kinds of faults, separated by commas")
     parser.add_argument("--out")
     parser.add_argument("--table")
     args = parser.parse_args()
     if os.geteuid() != 0:
         print("SKIPPED: root, to make virtual ECUs")
         return 77
+    if args.only:
+        Campaign.KINDS = args.only.split(",")
     campaign = Campaign(args.build, args.mode, args.seed)
     try:
         campaign.run(args.injections)
+        campaign.end_clients()
     finally:
         campaign.bench.down()
-    text = table(campaign.results, args.mode)
+    text = table(campaign.results, args.mode, campaign)
     print(text)
     if args.out:
         with open(args.out, "w", encoding="utf-8") as f:
@@ -211,6 +350,7 @@ def main():
         with open(args.table, encoding="utf-8") as f:
             document = f.read()
         head, tail = document.split(begin)[0], document.split(end)[1]
+        plots(campaign.results, os.path.dirname(os.path.abspath(args.table)))
         with open(args.table, "w", encoding="utf-8") as f:
             f.write(head + begin + "\n" + text + "\n" + end + tail)
     return 1 if any(r["problem"] for r in campaign.results) else 0

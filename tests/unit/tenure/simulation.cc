@@ -458,6 +458,7 @@ void World::checkpoint(Node& n) {
         to.stored = tip;
         to.raised = std::max(to.raised, tip.incarnation());
         committed_.emplace(tip.incarnation(), tip.seq());
+        if (options_.rules.vote_ends_commits && voted_for_another(to.state, kName, n.name)) return;
         after(rng_.between(100us, 1ms), [this, &n, &to, tip, life] {
           if (n.life != life || link(to.name, n.name).cut || !n.on) return;
           if (!newer(tip, n.committed)) return;
@@ -465,9 +466,8 @@ void World::checkpoint(Node& n) {
           // Counted when it comes from a voter: others may not be asked before a takeover.
           auto w = n.state.workloads.find(kName);
           if (w == n.state.workloads.end() || !newer(tip, acknowledged_)) return;
-          const bool stays = !w->second.want || is_voter(*w->second.want, to.name);
-          const bool supported = commits_count(n.state, kName, local(n));
-          if (is_voter(w->second.disk.base(), to.name) && stays && supported) {
+          const auto counted = counting(n.state, kName, local(n));
+          if (std::find(counted.begin(), counted.end(), to.name) != counted.end()) {
             acknowledged_ = tip;
             trace("%s was told by %s of @%llu", n.name.c_str(), to.name.c_str(), static_cast<unsigned long long>(tip.seq()));
           }
