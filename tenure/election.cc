@@ -141,6 +141,7 @@ void Stepper::ask_votes(const std::string& name, Workload& w) {
     } else {
       if (p.accepted.contains(node) || (self_first && node != s_.self)) continue;
       p.asked_at.emplace(node, now_);
+      w.offered = w.offered || (p.value->owner() == s_.self && base.owner() != s_.self);
       auto m = message(Kind::ACCEPT, name, w);
       *m.mutable_ballot() = p.ballot;
       *m.mutable_record() = *p.value;
@@ -184,6 +185,7 @@ void Stepper::on_promise(const std::string& from, const pb::TenureMessage& m) {
   }
   p.owner_knows = p.owner_knows || (from == w->disk.base().owner() && m.reason() == kOwnerKnows);
   if (static_cast<int>(p.promised.size()) < majority(w->disk.base())) return;
+  if (p.takeover && is_voter(w->disk.base(), s_.self) && !p.promised.contains(s_.self)) return;   // see begin()
   // Somebody among them must know the newest commit: the owner, if it remembers, or else all
   // standbys that vote.
   if (s_.rules.newest_only && p.takeover && !p.allow_loss && !p.found && !p.owner_knows) {

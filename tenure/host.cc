@@ -102,6 +102,7 @@ Result<std::unique_ptr<Host>> Host::start(Options options, const transport::TlsF
   BATON_ASSIGN(host->hub_, transport::FrameHub::start(raw->options_.listen, tls, std::move(on_hub)));
   host->hub_->post([raw] {
     prefer_this_thread();
+    raw->thread_ = ::gettid();
     raw->update_peers();
     raw->step(Event{});
   });
@@ -166,7 +167,7 @@ void Host::publish(const std::vector<Effect>& effects) {
     known.may_run_until = may_run_until(state_, name, state_.woke);
     known.refused = refused_by_a_voter(state_, name, w);
     known.granted = granted_by_majority(state_, name, state_.woke);
-    known.voted_for = tenure::voted_for_another(state_, name, w.disk.base().owner()) ? w.disk.accepted().owner() : std::string();
+    known.voted_for_another = tenure::voted_for_another(state_, name, w.disk.base().owner());
     known.counting = counting(state_, name, state_.woke);
   }
   linked_.clear();
@@ -230,7 +231,7 @@ bool Host::voted_for_another(const std::string& workload, const std::string& own
   const std::uint64_t seen = steps_;
   while (seen % 2 == 1 && steps_ == seen) std::this_thread::yield();
   auto now = known(workload);
-  return now && now->record.owner() == owner && !now->voted_for.empty();
+  return now && now->record.owner() == owner && now->voted_for_another;
 }
 
 std::map<std::string, Host::Known> Host::all() const {

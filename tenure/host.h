@@ -66,13 +66,14 @@ class Host {
     bool refused = false;        // a voter answers, and does not support us
     bool granted = false;        // granted_by_majority
     std::vector<std::string> counting;
-    std::string voted_for;       // in the place of the record's owner; empty: nobody else
+    bool voted_for_another = false;
   };
   std::optional<Known> known(const std::string& workload) const;
   // After the step under way: what was told to `tip` before is known to every later vote.
   bool voted_for_another(const std::string& workload, const std::string& owner) const;
   std::map<std::string, Known> all() const;
   bool linked(const std::string& peer) const;
+  pid_t thread() const { return thread_; }   // which votes and renews; 0: not yet
   // Waits until `ready` holds for what is known of the workload. Empty: not within `timeout`.
   std::optional<Known> wait(const std::string& workload, std::chrono::nanoseconds timeout,
                             const std::function<bool(const Known&)>& ready) const;
@@ -98,6 +99,7 @@ class Host {
   std::unique_ptr<NodeView> view_;
   std::map<std::string, std::string> peers_;
 
+  std::atomic<pid_t> thread_{0};
   std::atomic<std::uint64_t> steps_{0};   // odd: a step is under way
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;

@@ -21,6 +21,8 @@ State begin(const std::string& self, const pb::VoterFile& file, bool doubtful, T
     w.owner_heard = now;
     w.trusted = !doubtful || !is_voter(kept.base(), self);
     w.stand_at = now;
+    // Its own promise was written before it asked for a vote.
+    w.offered = kept.promised().round() > 0 && kept.promised().node() == self && kept.base().owner() != self;
   }
   return s;
 }
@@ -143,6 +145,7 @@ bool Stepper::install(const std::string& name, const pb::TenureRecord& record, b
   w.disk.clear_accepted_ballot();
   w.grants.clear();
   w.parked.reset();
+  w.offered = false;
   w.answered.clear();
   w.leased_forever = false;
   w.free_until = first_voters ? free_until : Time{};

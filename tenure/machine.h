@@ -179,6 +179,7 @@ struct Workload {
   // as standby
   Time owner_heard{};                            // the owner's last renewal that names it
   Time stand_at{};                               // not before; after a defeat
+  bool offered = false;                          // others may have voted for us in the place of the base's owner
   Timeline timeline;
   std::optional<Proposal> proposal;
 };
@@ -230,7 +231,8 @@ Time may_run_until(const State& state, const std::string& workload, Time now);
 
 // Whether a majority has granted by itself: voters that have just started do not yet, and would not
 // support another owner either.
-// Whether this voter has voted for somebody else in the place of `owner`: it acknowledges
+// Whether this voter has voted for somebody else in the place of `owner`, or others have perhaps voted for
+// it: it acknowledges
 // no checkpoint of `owner` any more, whether or not that vote comes to anything.
 bool voted_for_another(const State& state, const std::string& workload, const std::string& owner);
 // Whose acknowledgement of a checkpoint counts as its commit, for the owner: the standbys that vote and

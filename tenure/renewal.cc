@@ -32,7 +32,7 @@ void Stepper::on_renewal(const std::string& from, Peer& peer, const pb::TenureRe
     const std::uint64_t known = w ? w->disk.base().incarnation() : 0;
     const bool same = w && known == claim.incarnation && w->disk.base().owner() == from;
     if (same) w->owner_heard = now_;
-    const bool moving = same && w->disk.has_accepted() && w->disk.accepted().owner() != from;
+    const bool moving = same && voted_for_another(s_, name, from);
     if (!same || moving || !is_voter(w->disk.base(), s_.self) || !w->trusted) {
       grant.add_refused(name);
       if (known > claim.incarnation) {
@@ -161,7 +161,7 @@ bool voted_for_another(const State& s, const std::string& workload, const std::s
   auto it = s.workloads.find(workload);
   if (it == s.workloads.end()) return false;
   const pb::VoterState& disk = it->second.disk;
-  return disk.has_accepted() && disk.accepted().owner() != owner && disk.base().owner() == owner;
+  return disk.base().owner() == owner && (it->second.offered || (disk.has_accepted() && disk.accepted().owner() != owner));
 }
 
 std::vector<std::string> counting(const State& s, const std::string& workload, Time now) {

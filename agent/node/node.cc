@@ -504,10 +504,12 @@ void Node::take_up_process(const pb::WorkloadProcess& process) {
     }
     return;
   }
+  bool busy = false;
   {
     std::lock_guard lock(mutex_);
-    if (busy_.contains(name)) return;
+    busy = busy_.contains(name);
   }
+  if (busy) return post_after(500ms, [this] { take_up(); });   // judged when that is over
   auto record = load_state(name);
   if (!record) {
     if (std::filesystem::exists(incoming_path(name))) return;   // settle_incoming judges these

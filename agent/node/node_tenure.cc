@@ -1,5 +1,8 @@
 #include "agent/node/node_tenure.h"
 
+#include <sched.h>
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "base/clock.h"
@@ -165,6 +168,7 @@ void NodeTenure::lease_loop() {
     now.swap(leases_);
     for (const auto& [name, lease] : now) last_leases_[name] = lease;
     lock.unlock();
+    prefer_threads();
     for (const auto& [name, lease] : now) {
       const auto asked = std::chrono::steady_clock::now();
       auto frozen = warden_.lease(lease);
@@ -182,6 +186,17 @@ void NodeTenure::lease_loop() {
       }
     }
     lock.lock();
+  }
+}
+
+// An agent without privileges asks its warden.
+void NodeTenure::prefer_threads() {
+  for (const pid_t tid : {host_->thread(), ::gettid()}) {
+    if (tid == 0 || preferred_.contains(tid)) continue;
+    auto done = ::sched_getscheduler(tid) == SCHED_OTHER ? warden_.prefer_thread(tid) : Result<void>();
+    if (!done && done.error().code == Code::kUnreachable) return;   // the next time
+    if (!done) spdlog::warn("leases are renewed without real-time priority: {}", done.error().message());
+    preferred_.insert(tid);
   }
 }
 

@@ -100,6 +100,7 @@ class NodeTenure final : public OwnerRecords {
   void on_effect(const tenure::Effect& effect);
   void set_lease(const std::string& workload, std::uint64_t until_ns, std::uint64_t incarnation);
   void lease_loop();
+  void prefer_threads();
   void note_warden(const std::string& workload, bool away, std::chrono::steady_clock::time_point asked);
   void coordinator_loop();
   void tell_coordinator(std::unique_lock<std::mutex>& lock);
@@ -110,6 +111,7 @@ class NodeTenure final : public OwnerRecords {
   OwnerRecords& registry_;
   TenureRegistry& advice_;
 
+  std::set<pid_t> preferred_;                      // the lease thread's own
   mutable std::mutex mutex_;                       // guards what follows; not held during calls
   std::condition_variable changed_;
   Events events_;

@@ -59,6 +59,8 @@ class Warden {
   virtual Result<bool> lease(const pb::LeaseRequest& /*request*/) {
     return make_error(Code::kUnsupported, "lease", "this warden gives none");
   }
+  // Real-time priority for a thread of this process.
+  virtual Result<void> prefer_thread(pid_t /*tid*/) { return {}; }
   // Runs a command inside the workload (a health check).
   virtual Result<pb::ExecResponse> exec(const pb::ExecRequest& /*request*/) {
     return make_error(Code::kUnsupported, "exec", "this warden runs none");

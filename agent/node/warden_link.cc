@@ -144,6 +144,10 @@ Result<bool> WardenLink::lease(const pb::LeaseRequest& request) {
   BATON_ASSIGN(auto answer, c->lease(request));
   return answer.was_frozen();
 }
+Result<void> WardenLink::prefer_thread(pid_t tid) {
+  BATON_ASSIGN(auto c, client());
+  return c->prefer_thread(tid);
+}
 Result<pb::ExecResponse> WardenLink::exec(const pb::ExecRequest& request) {
   BATON_ASSIGN(auto c, client());
   return c->exec(request);

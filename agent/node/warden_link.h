@@ -34,6 +34,7 @@ class WardenLink final : public Warden {
   Result<std::vector<pb::WorkloadProcess>> list() override;
   Result<Round> round(const pb::RoundRequest& request) override;
   Result<Capture> capture(const pb::CaptureRequest& request) override;
+  Result<void> prefer_thread(pid_t tid) override;
   Result<bool> lease(const pb::LeaseRequest& request) override;
   Result<pb::ExecResponse> exec(const pb::ExecRequest& request) override;
   Result<void> release_output(const std::string& workload, std::uint64_t epoch) override;

@@ -506,6 +506,12 @@ Result<void> WardenClient::signal(const std::string& workload, int signal) {
   return impl_->call_void(std::move(request), kQuick);
 }
 
+Result<void> WardenClient::prefer_thread(pid_t tid) {
+  pb::WardenRequest request;
+  request.mutable_prefer_thread()->set_tid(tid);
+  return impl_->call_void(std::move(request), kQuick);
+}
+
 Result<pb::LeaseResponse> WardenClient::lease(const pb::LeaseRequest& lease) {
   pb::WardenRequest request;
   *request.mutable_lease() = lease;

@@ -88,7 +88,8 @@ class WardenClient {
   Result<pb::ReadFileResponse> read_file(const pb::ReadFileRequest& request);
   Result<void> write_file(const pb::WriteFileRequest& request);
   Result<void> signal(const std::string& workload, int signal);
-  // As LeaseRequest says. Fails: kConflict, kNotFound; kTimedOut after two seconds.
+  Result<void> prefer_thread(pid_t tid);   // of this process
+  // As LeaseRequest says. Fails: kConflict, kNotFound; kTimedOut after half a second.
   Result<pb::LeaseResponse> lease(const pb::LeaseRequest& request);
 
   struct Impl;

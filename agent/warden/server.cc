@@ -1,6 +1,7 @@
 #include "agent/warden/server.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -329,6 +330,20 @@ struct Server::Impl {
     return {};
   }
 
+  Result<void> prefer_thread(pid_t tid) {
+    ucred peer{};
+    socklen_t bytes = sizeof peer;
+    if (::getsockopt(agent.fd(), SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) return errno_error("prefer thread", "SO_PEERCRED");
+    const std::string task = "/proc/" + std::to_string(peer.pid) + "/task/" + std::to_string(tid);
+    if (tid <= 0 || ::access(task.c_str(), F_OK) != 0) {
+      return make_error(Code::kNotAllowed, "prefer thread", std::to_string(tid) + " is no thread of this agent");
+    }
+    sched_param priority{};
+    priority.sched_priority = 1;
+    if (::sched_setscheduler(tid, SCHED_RR | SCHED_RESET_ON_FORK, &priority) != 0) return errno_error("prefer thread", std::to_string(tid));
+    return {};
+  }
+
   Result<void> probe(pb::WardenResponse& response) {
     std::lock_guard lock(facts_mutex);
     std::vector<backend::Backend*> all;
@@ -500,6 +515,7 @@ struct Server::Impl {
   }
 
   Result<void> loop() {
+    make_realtime();   // leases pass through here
     bool trimmed = true;
     while (!stopping.load()) {
       epoll_event events[16];
@@ -598,6 +614,12 @@ void Server::Impl::dispatch(pb::WardenRequest& request) {
       pb::WardenResponse response;
       response.set_id(id);
       if (auto done = lease(request.lease(), response); !done) return respond_error(by, id, done.error());
+      return respond(by, response);
+    }
+    case Op::kPreferThread: {
+      if (auto done = prefer_thread(request.prefer_thread().tid()); !done) return respond_error(by, id, done.error());
+      pb::WardenResponse response;
+      response.set_id(id);
       return respond(by, response);
     }
     case Op::kProbe:

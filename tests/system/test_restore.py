@@ -44,7 +44,7 @@ class Restore(Case):
         self.assertEqual(workload.count(["ecu1", "ecu2", "ecu3"]), 1)
 
     def test_hundred_checkpoints_under_churn_each_equal_to_the_frozen_original(self):
-        workload = self.start("churn", [tracee("churn")], "--interval", "10s", "--verify", "--standby", "ecu2")
+        workload = self.start("churn", [tracee("churn")], "--interval", "10s", "--verify", "--standby", "ecu2", "--keep-last", "400")
         workload.ready()
         seqs = []
         for _ in range(100):
