@@ -19,6 +19,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 
@@ -178,8 +179,21 @@ class Campaign:
     def settled(self):
         wait_until(lambda: self.bench.call("node", "ls").returncode == 0, 60, "the coordinator answers")
         wait_until(lambda: all(n["state"] == "ready" for n in self.bench.baton("node", "ls")), 60, "all nodes are ready")
-        protected(self.bench, self.witness, timeout_s=90)
-        protected(self.bench, self.server, timeout_s=90)
+        since = {}
+
+        def protected_again():
+            for workload in (self.witness, self.server):
+                shown = self.bench.show(workload.name)
+                copies = shown.get("standby_copies") or []
+                if len(shown.get("voters") or []) != 3 or shown.get("tenure") != "held" or not any(c.get("connected") for c in copies):
+                    return False
+                committed = int(shown.get("last_committed") or 0)
+                if committed < since.setdefault(workload.name, committed) + 5:
+                    return False
+            return True
+        for workload in (self.witness, self.server):
+            since[workload.name] = workload.committed()
+        wait_until(protected_again, 90, "both have three voters and a standby in step")
         if self.clients is None:
             self.rounds += 1
             self.clients = Clients(self.bench, self.rounds)
@@ -233,11 +247,13 @@ class Campaign:
                 return f"{host} goes on at {count} after {lines[i - 1][2]}"
         return None
 
-    def run(self, injections):
+    def run(self, injections, until):
         kinds = []
-        while self.done < injections:
+        while self.done < injections and time.monotonic() < until:
             if not kinds:
                 kinds = list(self.KINDS)
+                if "voter_from_backup" in kinds and self.random.random() < 0.7:   # takes long
+                    kinds.remove("voter_from_backup")
                 self.random.shuffle(kinds)
             kind = kinds.pop()
             try:
@@ -299,13 +315,13 @@ def plots(results, folder):
     plot(f"{folder}/reliability-rpo.svg", "How much was told again (RPO), where a standby took over", "ms", series("lost_ms"))
 
 
-def table(results, mode, campaign):
+def table(results, mode, records, longest_ms):
     failures = sum(1 for r in results if r["problem"])
     bound = 3.0 / len(results) if failures == 0 else None
     out = [f"{len(results)} injections, mode {mode}; {failures} failures" +
            (f": at most {bound * 100:.2f} % with 95 % confidence (rule of three)." if bound else "."), "",
-           f"Clients outside had {campaign.records} records answered under output commit over the whole campaign, none of them forgotten by a takeover"
-           f" and no connection broken; their longest silence was {campaign.longest:.0f} ms." if not any("client" in (r["problem"] or "") for r in results) else
+           f"Clients outside had {records} records answered under output commit over the whole campaign, none of them forgotten by a takeover"
+           f" and no connection broken; their longest silence was {longest_ms:.0f} ms." if not any("client" in (r["problem"] or "") for r in results) else
            "Clients outside lost answers or connections: see the failures.", "",
            "| fault | injections | taken over | failures | nobody ran, p50 ms | p99 ms | longest ms | told again, longest ms |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for kind in Campaign.KINDS:
@@ -319,41 +335,55 @@ def table(results, mode, campaign):
     return "\n".join(out)
 
 
+def conclude(args, results, records, longest_ms):
+    text = table(results, args.mode, records, longest_ms)
+    print(text)
+    if args.out:
+        with open(args.out, "w", encoding="utf-8") as f:
+            json.dump({"results": results, "records": records, "longest_ms": longest_ms}, f, indent=1)
+    if args.table:
+        begin, end = "<!-- campaign: begin -->", "<!-- campaign: end -->"
+        with open(args.table, encoding="utf-8") as f:
+            document = f.read()
+        plots(results, os.path.dirname(os.path.abspath(args.table)))
+        head, tail = document.split(begin)[0], document.split(end)[1]
+        with open(args.table, "w", encoding="utf-8") as f:
+            f.write(head + begin + "\n" + text + "\n" + end + tail)
+    return 1 if any(r["problem"] for r in results) else 0
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("build")
+    parser.add_argument("build", nargs="?")
+    parser.add_argument("--of", nargs="+", metavar="FILE", help="no injections: the results of earlier runs (--out) into --table")
     parser.add_argument("--injections", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=1e9, help="no new injection after so long")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--mode", choices=("hot", "warm"), default="hot")
     parser.add_argument("--only", help="kinds of faults, separated by commas")
     parser.add_argument("--out")
     parser.add_argument("--table")
     args = parser.parse_args()
+    if args.of:
+        told = []
+        for name in args.of:
+            with open(name, encoding="utf-8") as f:
+                told.append(json.load(f))
+        return conclude(args, [r for one in told for r in one["results"]], sum(one["records"] for one in told),
+                        max(one["longest_ms"] for one in told))
     if os.geteuid() != 0:
         print("SKIPPED: root, to make virtual ECUs")
         return 77
     if args.only:
         Campaign.KINDS = args.only.split(",")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))   # takes its machines down
     campaign = Campaign(args.build, args.mode, args.seed)
     try:
-        campaign.run(args.injections)
-        campaign.end_clients()
+        campaign.run(args.injections, time.monotonic() + 60 * args.minutes)
     finally:
+        campaign.end_clients()
         campaign.bench.down()
-    text = table(campaign.results, args.mode, campaign)
-    print(text)
-    if args.out:
-        with open(args.out, "w", encoding="utf-8") as f:
-            json.dump(campaign.results, f, indent=1)
-    if args.table:
-        begin, end = "<!-- campaign: begin -->", "<!-- campaign: end -->"
-        with open(args.table, encoding="utf-8") as f:
-            document = f.read()
-        head, tail = document.split(begin)[0], document.split(end)[1]
-        plots(campaign.results, os.path.dirname(os.path.abspath(args.table)))
-        with open(args.table, "w", encoding="utf-8") as f:
-            f.write(head + begin + "\n" + text + "\n" + end + tail)
-    return 1 if any(r["problem"] for r in campaign.results) else 0
+    return conclude(args, campaign.results, campaign.records, campaign.longest)
 
 
 if __name__ == "__main__":
