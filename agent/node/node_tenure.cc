@@ -206,9 +206,14 @@ void NodeTenure::note_warden(const std::string& workload, bool away, std::chrono
   const auto now = std::chrono::steady_clock::now();
   auto known = host_->known(workload);
   std::lock_guard lock(mutex_);
+  if (!entered_.contains(workload)) {   // it has left while the warden was asked
+    warden_away_.erase(workload);
+    without_warden_.erase(workload);
+    return;
+  }
   if (!away) {
     warden_away_.erase(workload);
-    if (without_warden_.erase(workload) == 0 || !entered_.contains(workload)) return;
+    if (without_warden_.erase(workload) == 0) return;
     spdlog::info("{}: its warden is back", workload);   // if somebody else has gone on with it, it is stopped
     tenure::Event back;
     back.kind = tenure::EventKind::kRunning;

@@ -462,9 +462,8 @@ class Postgres(Daemon):
         with open(data + "/pg_hba.conf", "a", encoding="ascii") as f:
             f.write("host all all 0.0.0.0/0 trust\n")
         self.acknowledged = {}
-        return [f"{binaries}/postgres", "-D", data, "-k", "", "-h", "0.0.0.0", "-p", str(self.port),
-                "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "logging_collector=on", "-c", "max_connections=20",
-                "-c", "dynamic_shared_memory_type=sysv"]     # not by files of the node's own /dev/shm
+        return [f"{binaries}/postgres", "-D", data, "-k", "/var/lib/postgresql", "-h", "0.0.0.0", "-p", str(self.port),
+                "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "logging_collector=on", "-c", "max_connections=20"]
 
     def connect(self):
         import psycopg2

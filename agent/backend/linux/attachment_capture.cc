@@ -380,6 +380,7 @@ void LinuxAttachment::write_manifest(const Captured& captured, pb::Manifest& man
     object->set_kind(shared->kind());
     object->set_size_bytes(shared->size_bytes());
     object->set_name(shared->name());
+    if (auto named = shared->named()) *state.add_named_memory() = std::move(*named);
   }
   manifest.set_version(1);
   manifest.set_backend("linux");

@@ -197,6 +197,57 @@ Animal posix_shm() {
           [=] { at[5000] = (char)('p' + ++*turn); }};
 }
 
+// As PostgreSQL has it: mapped, closed, and opened again by its name.
+Animal posix_shm_named() {
+  const std::string name = "/zoo-named-" + std::to_string(getpid());
+  shm_unlink(name.c_str());
+  const int fd = shm_open(name.c_str(), O_CREAT | O_RDWR | O_EXCL, 0640);
+  MUST(ftruncate(fd, 12288) == 0);
+  auto* at = static_cast<char*>(mmap(nullptr, 12288, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+  close(fd);
+  auto turn = std::make_shared<int>(0);
+  at[9000] = 'p';
+  return {[=](Check& c) {
+            c.same(at[9000], 'p' + *turn, "content");
+            const int again = shm_open(name.c_str(), O_RDWR, 0);
+            c.same(again >= 0, true, "opened by its name");
+            if (again < 0) return;
+            struct stat info{};
+            fstat(again, &info);
+            c.same(info.st_mode & 07777, 0640, "mode");
+            c.same(info.st_size, 12288, "size");
+            c.same(info.st_nlink, 1, "links");
+            char byte = 0;
+            c.same(pread(again, &byte, 1, 9000), 1, "read");
+            c.same(byte, 'p' + *turn, "content by its name");
+            const char other = (char)('a' + *turn);
+            c.same(pwrite(again, &other, 1, 70), 1, "write");
+            c.same(at[70], other, "one memory");
+            close(again);
+          },
+          [=] { at[9000] = (char)('p' + ++*turn); }};
+}
+
+Animal posix_semaphore_named() {
+  const std::string name = "/zoo-sem-" + std::to_string(getpid());
+  sem_unlink(name.c_str());
+  sem_t* sem = sem_open(name.c_str(), O_CREAT | O_EXCL, 0600, 2);
+  MUST(sem != SEM_FAILED);
+  auto posts = std::make_shared<int>(2);
+  return {[=](Check& c) {
+            sem_t* again = sem_open(name.c_str(), 0);
+            c.same(again == sem, true, "the same address for the same name");   // the C library compares inodes
+            int value = -1;
+            sem_getvalue(sem, &value);
+            c.same(value, *posts, "value");
+            if (again != SEM_FAILED) sem_close(again);
+          },
+          [=] {
+            sem_post(sem);
+            ++*posts;
+          }};
+}
+
 Animal posix_semaphore() {
   auto* sem = static_cast<sem_t*>(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
   auto* done = sem + 1;
@@ -276,6 +327,8 @@ const std::vector<Case> kCases = {
     {"sem-waited-for", "System V semaphores", nullptr, sem_waited_for},
     {"msg-waiting", "System V queue", nullptr, msg_waiting},
     {"posix-shm", "POSIX shared memory", nullptr, posix_shm},
+    {"posix-shm-named", "POSIX shared memory that keeps its name", nullptr, posix_shm_named},
+    {"posix-semaphore-named", "a POSIX semaphore with a name", nullptr, posix_semaphore_named},
     {"posix-semaphore", "POSIX semaphore", nullptr, posix_semaphore},
     {"mqueue-empty", "POSIX queue", "POSIX message queue", mqueue_empty},
     {"mqueue-closed", "POSIX queue", kLost, mqueue_closed},

@@ -208,6 +208,8 @@ const FileInfo* MemoryMap::file_info(const Vma& v, std::string_view name) {
     info.kind = FileKind::kSharedMemory;
   } else if (name.starts_with("/SYSV") && deleted) {
     info.kind = FileKind::kSysv;
+  } else if (!deleted && is_named_memory(name, st, fs)) {
+    info.kind = FileKind::kDeleted;   // its name goes along, see SharedObject
   } else if (deleted && (!fd || st.st_nlink == 0)) {
     info.kind = FileKind::kDeleted;
   } else if (deleted) {
@@ -266,7 +268,7 @@ Result<pb::MmLayout> read_layout(pid_t pid) {
   std::string exe(4096, '\0');
   ssize_t n = ::readlink((base + "/exe").c_str(), exe.data(), exe.size());
   if (n <= 0) {
-    Error e = errno_error("readlink", base + "/exe" + " state " + fields[0] + " auxv " + std::to_string(auxv.size()));
+    Error e = errno_error("readlink", base + "/exe");
     if (e.sys_errno == ENOENT || e.sys_errno == ESRCH) e.code = Code::kTraceeGone;
     return e;
   }

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "agent/backend/linux/remote/proc.h"
 namespace baton::linux_backend {
 namespace {
 constexpr std::size_t kPage = backend::kPageBytes;
@@ -46,6 +47,24 @@ Result<void> SharedObject::find_data(std::vector<PageRun>& out) {
     at = hole;
   }
   return {};
+}
+
+std::optional<pb::NamedMemory> SharedObject::named() const {
+  char path[4096];
+  const std::string link = "/proc/self/fd/" + std::to_string(fd_.get());
+  const ssize_t n = ::readlink(link.c_str(), path, sizeof path);
+  struct stat info {};
+  struct statfs where {};
+  if (n <= 0 || ::fstat(fd_.get(), &info) != 0 || info.st_nlink == 0 || ::fstatfs(fd_.get(), &where) != 0) return std::nullopt;
+  const std::string_view name(path, static_cast<std::size_t>(n));
+  if (name.ends_with(" (deleted)") || !is_named_memory(name, info, where)) return std::nullopt;
+  pb::NamedMemory out;
+  out.set_object(object_);
+  out.set_path(std::string(name));
+  out.set_mode(info.st_mode & 07777);
+  out.set_uid(info.st_uid);
+  out.set_gid(info.st_gid);
+  return out;
 }
 
 Result<std::uint64_t> SharedObject::copy(backend::PageSink& sink) {

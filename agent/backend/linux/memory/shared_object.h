@@ -7,6 +7,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,7 @@
 #include "agent/backend/linux/memory/content.h"
 #include "agent/backend/linux/memory/page_set.h"
 #include "base/fd.h"
+#include "proto/linux_state.pb.h"
 
 namespace baton::linux_backend {
 
@@ -31,6 +33,8 @@ class SharedObject {
   // Copies what changed while the sink has room. Answers pages taken; pages_pending() != 0
   // when the sink was full.
   Result<std::uint64_t> copy(backend::PageSink& sink);
+  // POSIX shared memory: its name now. Absent: another kind, or it has been unlinked.
+  std::optional<pb::NamedMemory> named() const;
   void copy_again(PageRun run);
   Result<void> verify(VerifyReport& report);
 

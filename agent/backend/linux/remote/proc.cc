@@ -136,4 +136,9 @@ Result<void> check_native_program(pid_t pid) {
   return {};
 }
 
+bool is_named_memory(std::string_view path, const struct stat& info, const struct statfs& where) {
+  constexpr long kTmpfsMagic = 0x01021994;
+  return path.starts_with("/dev/shm/") && S_ISREG(info.st_mode) && static_cast<long>(where.f_type) == kTmpfsMagic;
+}
+
 }  // namespace baton::linux_backend

@@ -1,10 +1,13 @@
 // What /proc says about one thread, read without stopping it.
 #pragma once
 
+#include <sys/stat.h>
 #include <sys/types.h>
+#include <sys/vfs.h>
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/error.h"
@@ -37,5 +40,8 @@ Result<void> check_native_program(pid_t pid);
 
 // Reads a /proc file of no known size; ESRCH and ENOENT become kTraceeGone.
 Result<std::string> read_proc(const std::string& path);
+
+// POSIX shared memory: a file of a tmpfs at /dev/shm. What it holds is memory, and travels with the program.
+bool is_named_memory(std::string_view path, const struct stat& info, const struct statfs& where);
 
 }  // namespace baton::linux_backend

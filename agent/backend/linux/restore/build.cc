@@ -97,6 +97,9 @@ class LinuxBuild final : public backend::Build {
   }
 
   ~LinuxBuild() override {
+    for (const auto& [id, object] : c_.objects) {
+      if (!object.temporary.empty()) ::unlink(object.temporary.c_str());
+    }
     if (activated_ || !keeper_) return;
     ::kill(keeper_->pid(), SIGKILL);
     reap_puppets(c_.group);
@@ -197,6 +200,7 @@ class LinuxBuild final : public backend::Build {
       BATON_TRY(open_late_files(c_));
       BATON_TRY(settle_connections(c_));
     }
+    BATON_TRY(name_memory(c_));
     BATON_TRY(seal());
     // What it holds open must not keep pipes and sockets alive; it ends once the program runs.
     BATON_TRY(c_.maker().checked("close_range", "template process", SYS_close_range, {0, ~0u, 0}));

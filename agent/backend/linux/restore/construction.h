@@ -34,6 +34,7 @@ struct SharedObject {
   Fd ours;                                 // for filling
   std::uint64_t size_bytes = 0;
   int segment = -1;                        // System V: attached by this id, and no descriptor
+  std::string temporary;                   // POSIX shared memory: its name until the activation
 };
 
 struct LiveConnection {
@@ -104,6 +105,7 @@ Result<void> drop_private(BuiltProcess& process, std::span<const backend::PageRa
 
 // follow_files.cc: open files and descriptors, from those of `old` to those of c.state.
 Result<void> follow_files(Construction& c, const pb::LinuxState& old);
+Result<void> name_memory(Construction& c);       // POSIX shared memory gets its names, at activation
 Result<void> open_late_files(Construction& c);   // at activation, from a shadow
 
 // follow.cc: what else a process is.

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 
 #include "agent/backend/linux/restore/construction.h"
@@ -22,6 +23,7 @@ namespace {
 
 constexpr std::uint64_t kSetTicks = 0x40085400;   // TFD_IOC_SET_TICKS (Linux 3.17)
 constexpr int kMaxWatchNumber = 65536;
+constexpr std::uint64_t kSecondText = 8192;   // in the area, behind a path
 constexpr std::uint64_t kAtCwd = static_cast<std::uint64_t>(AT_FDCWD);
 
 Error refuse(const std::string& text, const std::string& hint = {}) { return make_error(Code::kUnsupported, "build", text, hint); }
@@ -300,18 +302,33 @@ Result<int> keep_number(Construction& c, int low, const std::string& subject) {
   return number;
 }
 
+Result<int> open_new(Puppet& maker, std::uint64_t path, const std::string& name) {
+  BATON_ASSIGN(std::uint64_t got, maker.checked("make", name, SYS_openat, {kAtCwd, path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600}));
+  return static_cast<int>(got);
+}
+
 // Shared memory and the content of files without a name; filled later.
 Result<void> make_objects(Construction& c) {
   std::map<std::uint64_t, const pb::OpenFile*> files;
   for (const auto& file : c.state.open_files()) {
     if (file.object() != 0) files.emplace(file.object(), &file);
   }
+  std::map<std::uint64_t, const pb::NamedMemory*> named;
+  for (const auto& memory : c.state.named_memory()) named.emplace(memory.object(), &memory);
   for (const auto& object : c.manifest->objects()) {
     if (object.kind() == pb::MEMORY_OBJECT_PRIVATE || c.objects.count(object.id()) != 0) continue;
     if (object.kind() == pb::MEMORY_OBJECT_SYSV) return make_error(Code::kCorrupt, "build", object.name() + ": nothing says what it is");
     const pb::OpenFile* file = files.count(object.id()) != 0 ? files[object.id()] : nullptr;
     int low = -1;
-    if (file != nullptr && file->kind() == pb::OPEN_FILE_DELETED) {
+    const pb::NamedMemory* memory = named.count(object.id()) != 0 ? named[object.id()] : nullptr;
+    std::string temporary;
+    if (memory != nullptr) {
+      // A file that is made without a name never shows the one that it gets later; renamed, it does.
+      temporary = memory->path().substr(0, memory->path().rfind('/') + 1) + ".baton-" + std::to_string(c.maker().pid()) + "-" +
+                  std::to_string(object.id()) + "-" + std::to_string(std::chrono::steady_clock::now().time_since_epoch().count());
+      BATON_ASSIGN(std::uint64_t at, c.maker().put(temporary));
+      BATON_ASSIGN(low, open_new(c.maker(), at, temporary));
+    } else if (file != nullptr && file->kind() == pb::OPEN_FILE_DELETED) {
       std::string folder = file->path().substr(0, file->path().rfind('/') + 1);
       for (const std::string& where : {folder, std::string("/tmp")}) {
         BATON_ASSIGN(std::uint64_t at, c.maker().put(where));
@@ -330,11 +347,30 @@ Result<void> make_objects(Construction& c) {
     std::uint64_t size = file != nullptr ? file->size_bytes() : object.size_bytes();
     SharedObject made;
     made.size_bytes = size;
+    made.temporary = temporary;
     BATON_ASSIGN(made.number, keep_number(c, low, object.name()));
     BATON_ASSIGN(made.ours, fetch(c.maker().pid(), made.number));
     if (::ftruncate(made.ours.get(), static_cast<off_t>(size)) != 0) return errno_error("set size", object.name());
     if (file != nullptr && ::fchown(made.ours.get(), file->uid(), file->gid()) != 0) return errno_error("set owner", object.name());
+    if (memory != nullptr && (::fchown(made.ours.get(), memory->uid(), memory->gid()) != 0 || ::fchmod(made.ours.get(), memory->mode()) != 0)) {
+      return errno_error("set owner and mode", memory->path());
+    }
     c.objects.emplace(object.id(), std::move(made));
+  }
+  return {};
+}
+
+// In the place of what has the name here: that was left by this workload when it ran on this node before.
+Result<void> name_memory(Construction& c) {
+  for (const auto& memory : c.state.named_memory()) {
+    auto object = c.objects.find(memory.object());
+    if (object == c.objects.end()) return make_error(Code::kCorrupt, "build", memory.path() + ": nothing is its content");
+    std::string& temporary = object->second.temporary;
+    if (temporary.empty()) continue;
+    BATON_ASSIGN(std::uint64_t from, c.maker().put(temporary));
+    BATON_ASSIGN(std::uint64_t to, c.maker().put(memory.path(), kSecondText));
+    BATON_TRY(c.maker().checked("name", memory.path(), SYS_rename, {from, to}));
+    temporary.clear();
   }
   return {};
 }

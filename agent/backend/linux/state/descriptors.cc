@@ -15,6 +15,7 @@
 #include <cstring>
 #include <sstream>
 
+#include "agent/backend/linux/remote/proc.h"
 #include "agent/backend/linux/restore/keeper_protocol.h"
 #include "agent/backend/linux/state/internal.h"
 
@@ -384,6 +385,12 @@ class Reader {
     }
     if (f.target.empty() || f.target[0] != '/') {
       refuse(f, "descriptor", f.target + " is not supported");
+      return;
+    }
+    if (f.copy && (f.info.flags & O_PATH) == 0 && is_named_memory(f.target, f.stat, where)) {
+      file.set_kind(pb::OPEN_FILE_DELETED);   // its name goes along, see SharedObject
+      file.set_path(f.target);
+      add_object(f, file, false);
       return;
     }
     file.set_kind(pb::OPEN_FILE_PATH);
