@@ -392,7 +392,7 @@ const std::vector<Case> kCases = {
     {"unix-waiting", "unix socket", "connections wait to be accepted", waiting},
     {"unix-waiting-with-data", "unix socket", "connections wait to be accepted", waiting_with_data},
     {"unix-datagram-names", "unix socket", "datagrams from outside wait", datagrams_from_names},
-    {"unix-datagram-one-way", "unix socket", "connected one way", datagram_one_way},
+    {"unix-datagram-one-way", "unix socket", "unix", datagram_one_way},
     {"unix-in-flight", "unix socket", "descriptors are on their way", in_flight},
     {"unix-in-flight-nested", "unix socket", "descriptors are on their way", in_flight_nested},
     {"unix-options", "unix socket", nullptr, pass_credentials},
