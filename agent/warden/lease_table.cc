@@ -156,7 +156,10 @@ LeaseTable::Slot* LeaseTable::find(const std::string& workload) const {
 
 Result<bool> LeaseTable::renew(const std::string& workload, const std::string& cgroup, std::uint64_t until_ns,
                                std::uint64_t incarnation) {
+  // An activation and a renewal come at once: one slot for both.
+  std::unique_lock making(making_);
   Slot* slot = find(workload);
+  if (slot) making.unlock();
   if (!slot) {
     if (until_ns == 0) return false;
     if (workload.size() >= sizeof slot->workload || cgroup.size() >= sizeof slot->cgroup) {

@@ -23,6 +23,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -99,6 +100,7 @@ class LeaseTable {
   Layout* layout_;
   void sooner() const;
   std::vector<int> wakes_;
+  std::mutex making_;          // slots are made by the warden only
 };
 
 // Enforces a table on a thread of its own, with real-time priority where that is allowed.

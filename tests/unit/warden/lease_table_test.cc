@@ -7,6 +7,7 @@
 
 #include <csignal>
 #include <filesystem>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -58,6 +59,17 @@ TEST_F(LeaseTableTest, Enforce_InACapture_WaitsForItsEnd) {
     EXPECT_EQ(freeze(), "") << "the program stands still anyway";
   }
   EXPECT_EQ(freeze(), "1") << "its end is the freeze";
+}
+
+TEST_F(LeaseTableTest, Renew_FirstTimeByTwo_OneSlot) {
+  for (int i = 0; i < 200; ++i) {
+    const std::uint64_t until = boot_ns() + 1'000'000'000;
+    std::jthread other([&] { EXPECT_TRUE(table->renew("w", folder, until, 1)); });
+    EXPECT_TRUE(table->renew("w", folder, until, 1));
+    other.join();
+    ASSERT_EQ(table->running(), 1u) << "in round " << i;
+    table->forget("w");
+  }
 }
 
 // A program that was being captured is let go by the kernel when its warden dies.
