@@ -288,7 +288,11 @@ void Stepper::handle(const Event& event) {
     case EventKind::kGone:
       if (Workload* w = find(event.workload)) {
         // What is being activated here goes on, when what was here before it is cleared away.
+        // Who could not run it lets the others try first.
         if (!std::exchange(w->running, false)) w->activating_until = Time{};
+        if (w->disk.base().owner() == s_.self) {
+          w->stand_at = std::max(w->stand_at, now_ + 10 * term_of(w->disk.base().mode()).length);
+        }
       }
       break;
     case EventKind::kForget: forget(event.workload); break;
