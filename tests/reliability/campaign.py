@@ -155,7 +155,7 @@ class Campaign:
         backup = f"{self.bench.shared}/{node}.backup"
         self.bench.vecu("kill", node)
         shutil.rmtree(backup, ignore_errors=True)
-        shutil.copytree(log, backup)
+        subprocess.run(["cp", "-a", log, backup], check=True)      # its owner is the agent's user
         self.bench.vecu("start", node)
         self.settled()
         other = [n for n in self.others() if n != node][0]
@@ -165,7 +165,7 @@ class Campaign:
         self.settled()
         self.bench.vecu("kill", node)
         shutil.rmtree(log)
-        shutil.copytree(backup, log)
+        subprocess.run(["cp", "-a", backup, log], check=True)
         return lambda: self.bench.vecu("start", node)
 
     def two_at_once(self):
