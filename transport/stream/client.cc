@@ -234,7 +234,8 @@ Result<void> Client::queue_work(Work work, std::size_t bytes, Deadline deadline)
 }
 
 Result<std::string> Client::ask(FrameType type, FrameType expected, std::uint32_t channel,
-                                std::string payload, Deadline deadline) {
+                                std::string payload, Deadline deadline,
+                                std::unique_lock<std::timed_mutex>* until_queued) {
   Pending pending;
   pending.expected = expected;
   std::uint32_t request = 0;
@@ -252,6 +253,7 @@ Result<std::string> Client::ask(FrameType type, FrameType expected, std::uint32_
   const std::size_t bytes = payload.size();
   work.payload = std::move(payload);
   Result<void> queued = queue_work(std::move(work), bytes, deadline);
+  if (until_queued) until_queued->unlock();
   std::unique_lock lock(mutex_);
   if (queued) answered_.wait_until(lock, deadline, [&] { return pending.done; });
   pending_.erase(request);
@@ -338,6 +340,9 @@ Result<std::shared_ptr<ClientChannel>> Client::open(const OpenRequest& request,
   channel->client = shared_from_this();
   channel->request = request;
   channel->on_ack = std::move(on_ack);
+  std::unique_lock in_order(open_mutex_, deadline);
+  if (!in_order)
+    return make_error(Code::kTimedOut, "open workload", who_ + ": others are being opened");
   {
     std::lock_guard lock(mutex_);
     if (lost_ || closing_) return lost_error();
@@ -351,7 +356,8 @@ Result<std::shared_ptr<ClientChannel>> Client::open(const OpenRequest& request,
     while (channel->id == 0 || channels_.contains(channel->id));
     channels_[channel->id] = channel;
   }
-  auto answer = ask(FrameType::kOpen, FrameType::kOpened, channel->id, encode_open(request), deadline);
+  auto answer = ask(FrameType::kOpen, FrameType::kOpened, channel->id, encode_open(request), deadline,
+                    &in_order);
   Result<OpenReply> reply{Error{}};
   if (answer)
     reply = decode_opened(*answer, request.kind);

@@ -52,9 +52,11 @@ class Client final : public SessionOwner, public std::enable_shared_from_this<Cl
   Result<std::shared_ptr<ClientChannel>> open(const OpenRequest& request,
                                               PageStreamConnection::OnAck on_ack, Deadline deadline);
   void close_channel(const std::shared_ptr<ClientChannel>& channel);
-  // Sends a request and waits for its answer of type `expected`.
+  // Sends a request and waits for its answer of type `expected`; lets `until_queued` go once
+  // the request has its place in the queue.
   Result<std::string> ask(FrameType type, FrameType expected, std::uint32_t channel,
-                          std::string payload, Deadline deadline);
+                          std::string payload, Deadline deadline,
+                          std::unique_lock<std::timed_mutex>* until_queued = nullptr);
   Result<void> send_pages(ClientChannel& channel, std::span<const PageRef> pages, Deadline deadline);
   Result<void> send_checkpoint(ClientChannel& channel, std::uint64_t seq, std::string record,
                                Deadline deadline);
@@ -122,6 +124,7 @@ class Client final : public SessionOwner, public std::enable_shared_from_this<Cl
   std::deque<std::function<void()>> events_;
   bool events_stopped_ = false;
 
+  std::timed_mutex open_mutex_;  // channels are opened in the order of their numbers
   std::mutex close_mutex_;
 
   std::atomic<std::uint64_t> pages_sent_{0}, page_bytes_sent_{0}, pages_known_{0}, acked_{0},

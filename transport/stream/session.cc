@@ -156,7 +156,7 @@ asio::awaitable<void> Session::write_loop() {
   std::string buffer;
   while (!closed_) {
     const std::size_t cost = fill(buffer);
-    if (buffer.empty()) {
+    if (buffer.empty() || tls_failed_) {
       if (farewell_) {
         boost::system::error_code ignored;
         stream_->next_layer().shutdown(tcp::socket::shutdown_send, ignored);
@@ -181,6 +181,10 @@ asio::awaitable<void> Session::write_loop() {
       if (closed_) co_return;
       auto [error, bytes] =
           co_await asio::async_write(*stream_, asio::buffer(buffer.data() + done, chunk), kAwait);
+      if (error && error.category() != asio::error::get_system_category()) {
+        tls_failed_ = true;  // the reader finds it too; a close before its alert is out loses it
+        break;
+      }
       if (error) {
         close(stream_error(error, config_.who, "write page stream", config_.tls));
         co_return;

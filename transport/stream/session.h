@@ -107,6 +107,7 @@ class Session : public std::enable_shared_from_this<Session> {
   bool closed_ = false;
   bool farewell_ = false;       // only what is queued is still written; what comes is dropped
   Error farewell_error_;
+  bool tls_failed_ = false;     // nothing can be written any more
   bool paused_ = false;
   std::chrono::steady_clock::time_point last_received_;
   std::chrono::steady_clock::time_point tokens_at_;

@@ -293,6 +293,7 @@ void Proxy::accept_loop() {
 void Proxy::pump(int from, int to, bool from_client) {
   std::vector<char> buffer(64 * 1024);
   std::uint64_t passed = 0;
+  bool lost = false;
   for (;;) {
     pollfd poll{from, POLLIN, 0};
     if (frozen_ && !stop_) {
@@ -304,6 +305,7 @@ void Proxy::pump(int from, int to, bool from_client) {
     if (::poll(&poll, 1, 20) == 0) continue;
     if (frozen_ && !stop_) continue;
     const ssize_t got = ::recv(from, buffer.data(), buffer.size(), 0);
+    lost = got < 0;
     if (got <= 0) break;
     const std::uint64_t flip = flip_at_;
     if (from_client && flip >= passed && flip < passed + static_cast<std::uint64_t>(got))
@@ -315,10 +317,12 @@ void Proxy::pump(int from, int to, bool from_client) {
       if (n <= 0) break;
       sent += n;
     }
-    if (sent < got) break;
+    lost = sent < got;
+    if (lost) break;
   }
-  ::shutdown(from, SHUT_RDWR);
-  ::shutdown(to, SHUT_RDWR);
+  // A half-close passes as one: what the other side still sends must not meet a reset.
+  if (lost) ::shutdown(from, SHUT_RDWR);
+  ::shutdown(to, lost ? SHUT_RDWR : SHUT_WR);
 }
 
 // ------------------------------------------------------------ raw client

@@ -237,7 +237,8 @@ TEST_F(PageStreamFaults, Link_FlippingABit_IsFoundByTlsAndReported) {
     const PageRef ref{hasher.page(dedup::PageView(page.data(), page.size())), page.data()};
     if (!(*channel)->send_pages(std::span(&ref, 1), kPatience)) break;
   }
-  EXPECT_EQ(lost.get_future().get().code, Code::kCorrupt);
+  const Error error = lost.get_future().get();
+  EXPECT_EQ(error.code, Code::kCorrupt) << error.message();
   expect_reported(Code::kCorrupt, "");
 }
 
