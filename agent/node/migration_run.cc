@@ -449,6 +449,14 @@ MigrationEvent MigrationRun::ship() {
     *request.mutable_spec() = w_.spec_;
     request.set_incarnation(w_.incarnation());
     if (auto proved = prove_files(writable, request); !proved) return failed(proved.error());
+    for (const auto& file : writable) {   // its copies here are of no use to anybody from now on
+      pb::ReadFileRequest left;
+      left.set_path(file.path());
+      left.set_workload(w_.name());
+      left.set_max_bytes(1);
+      left.set_leaving(true);
+      (void)w_.env_.warden->read_file(left).has_value();
+    }
   }
   begin_hold();
   if (!link_->offer(final_, true)) {

@@ -136,6 +136,9 @@ class RpcTargetAgent final : public TargetAgent {
       chunk.set_path(path);
       chunk.set_offset(offset);
       chunk.set_mode(piece->mode());
+      chunk.set_uid(piece->uid());
+      chunk.set_gid(piece->gid());
+      chunk.set_mtime_ns(piece->mtime_ns());
       end = piece->end() || piece->data().empty();
       chunk.set_end(end);
       offset += piece->data().size();

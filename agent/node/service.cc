@@ -142,6 +142,10 @@ class AgentService final : public pb::Agent::Service {
       write.set_offset(chunk.offset());
       write.set_end(chunk.end());
       write.set_mode(chunk.mode());
+      write.set_workload(chunk.name());
+      write.set_uid(chunk.uid());
+      write.set_gid(chunk.gid());
+      write.set_mtime_ns(chunk.mtime_ns());
       write.set_data(std::move(*chunk.mutable_data()));
       if (auto done = node_.warden().write_file(write); !done) return to_status(done.error());
     }

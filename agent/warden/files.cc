@@ -4,6 +4,7 @@
 #include <linux/openat2.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -19,6 +20,7 @@ namespace baton::warden {
 namespace {
 
 constexpr std::string_view kPartSuffix = ".baton-part";
+constexpr const char* kLeftAttribute = "trusted.baton.left";
 
 Result<void> check_path(const std::string& path) {
   bool fine = path.size() > 1 && path.size() < 4096 && path[0] == '/' && path.back() != '/' &&
@@ -54,6 +56,28 @@ Result<Fd> open_regular(const std::string& path, pid_t root_of) {
 
 std::int64_t nanoseconds(const timespec& time) { return time.tv_sec * 1'000'000'000LL + time.tv_nsec; }
 
+// What the mark of a copy left behind says; it holds for this version of the file only.
+std::string left_mark(const std::string& workload, const struct stat& info) {
+  return workload + " " + std::to_string(info.st_ino) + " " + std::to_string(info.st_size) + " " +
+         std::to_string(nanoseconds(info.st_mtim));
+}
+
+void mark_left(int fd, const std::string& workload) {
+  struct stat info{};
+  if (::fstat(fd, &info) != 0) return;
+  const std::string mark = left_mark(workload, info);
+  (void)::fsetxattr(fd, kLeftAttribute, mark.data(), mark.size(), 0);   // without it: a conflict later
+}
+
+bool was_left_by(const std::string& workload, const std::string& path) {
+  if (workload.empty()) return false;
+  struct stat info{};
+  char mark[512];
+  if (::lstat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) return false;
+  const ssize_t n = ::lgetxattr(path.c_str(), kLeftAttribute, mark, sizeof mark);
+  return n > 0 && std::string_view(mark, static_cast<std::size_t>(n)) == left_mark(workload, info);
+}
+
 Result<std::string> sha256_of(int fd) {
   std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
   if (!context || EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) != 1) {
@@ -85,11 +109,11 @@ Result<void> make_parents(const std::string& path) {
 
 }  // namespace
 
-Result<std::string> FileRoom::digest(int fd) {
+Result<std::string> FileRoom::digest(int fd, bool changing) {
   struct stat before{};
   if (::fstat(fd, &before) != 0) return errno_error("fstat", "");
   Key key{before.st_dev, before.st_ino, before.st_size, nanoseconds(before.st_mtim), nanoseconds(before.st_ctim)};
-  {
+  if (!changing) {
     std::lock_guard lock(mutex_);
     if (auto it = digests_.find(key); it != digests_.end()) return it->second;
   }
@@ -100,7 +124,7 @@ Result<std::string> FileRoom::digest(int fd) {
   // change, is not worth remembering.
   timespec now{};
   ::clock_gettime(CLOCK_REALTIME, &now);
-  bool steady = nanoseconds(after.st_ctim) == nanoseconds(before.st_ctim) &&
+  bool steady = !changing && nanoseconds(after.st_ctim) == nanoseconds(before.st_ctim) &&
                 nanoseconds(now) - nanoseconds(after.st_ctim) > 1'000'000'000LL;
   if (steady) {
     std::lock_guard lock(mutex_);
@@ -110,9 +134,9 @@ Result<std::string> FileRoom::digest(int fd) {
   return out;
 }
 
-Result<pb::FileProof> FileRoom::prove(const std::string& path_untrusted, pid_t root_of) {
+Result<pb::FileProof> FileRoom::prove(const std::string& path_untrusted, pid_t root_of, bool changing) {
   BATON_ASSIGN(Fd fd, open_regular(path_untrusted, root_of));
-  BATON_ASSIGN(std::string sum, digest(fd.get()));
+  BATON_ASSIGN(std::string sum, digest(fd.get(), changing));
   struct stat info{};
   if (::fstat(fd.get(), &info) != 0) return errno_error("fstat", path_untrusted);
   pb::FileProof proof;
@@ -129,7 +153,7 @@ pb::ProveFilesResponse FileRoom::compare(const pb::ProveFilesRequest& request) {
   for (const auto& asked : request.files()) {
     auto* verdict = out.add_files();
     verdict->set_path(asked.path());
-    auto held = prove(asked.path(), 0);
+    auto held = prove(asked.path(), 0, asked.writable());
     if (!held) {
       verdict->set_detail(held.error().code == Code::kNotFound ? "missing" : held.error().message());
       continue;
@@ -163,7 +187,11 @@ Result<pb::ReadFileResponse> FileRoom::read(const pb::ReadFileRequest& request, 
                         static_cast<off_t>(request.offset())));
   out.set_end(request.offset() + bytes == size);
   out.set_mode(info.st_mode & 07777);
+  out.set_uid(info.st_uid);
+  out.set_gid(info.st_gid);
+  out.set_mtime_ns(nanoseconds(info.st_mtim));
   out.set_size(size);
+  if (request.leaving() && !request.workload().empty()) mark_left(fd.get(), request.workload());
   return out;
 }
 
@@ -189,16 +217,24 @@ Result<void> FileRoom::write(const pb::WriteFileRequest& request) {
   BATON_TRY(pwrite_all(fd.get(), std::as_bytes(std::span(request.data().data(), request.data().size())),
                        static_cast<off_t>(request.offset())));
   if (!request.end()) return {};
+  if (::fchown(fd.get(), request.uid(), request.gid()) != 0) return errno_error("fchown", part);
   if (::fchmod(fd.get(), request.mode() & 07777) != 0) return errno_error("fchmod", part);
+  const timespec times[2] = {{0, UTIME_OMIT},
+                             {request.mtime_ns() / 1'000'000'000, static_cast<long>(request.mtime_ns() % 1'000'000'000)}};
+  if (::futimens(fd.get(), times) != 0) return errno_error("futimens", part);
   if (::fsync(fd.get()) != 0) return errno_error("fsync", part);
   BATON_TRY(fault_point("warden.write_file.rename"));
   if (::renameat2(AT_FDCWD, part.c_str(), AT_FDCWD, path.c_str(), RENAME_NOREPLACE) == 0) return {};
   Error error = errno_error("rename", path);
   if (error.sys_errno == EEXIST) {
-    auto theirs = prove(path, 0);
-    auto ours = prove(part, 0);
+    auto theirs = prove(path, 0, true);
+    auto ours = prove(part, 0, true);
+    if (theirs && ours && theirs->sha256() == ours->sha256() && theirs->size_bytes() == ours->size_bytes()) {
+      ::unlink(part.c_str());
+      return {};
+    }
+    if (was_left_by(request.workload(), path) && ::rename(part.c_str(), path.c_str()) == 0) return {};
     ::unlink(part.c_str());
-    if (theirs && ours && theirs->sha256() == ours->sha256() && theirs->size_bytes() == ours->size_bytes()) return {};
     return make_error(Code::kConflict, "write", path + ": a file with another content is there",
                       "Move it away on this node; Baton overwrites nothing.");
   }

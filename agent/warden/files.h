@@ -4,7 +4,9 @@
 // Paths are absolute, without "..", and are looked up as the program sees them when a
 // process is named (its own root directory), else as the warden does. Only regular
 // files; nothing here blocks on a FIFO or a device. An existing file with another
-// content is never overwritten.
+// content is never overwritten, unless it is the copy that the same workload left behind when
+// it moved away, and nobody has written to it since: then it carries an extended attribute
+// (trusted.baton.left) that says so. A file system without them: a conflict, as ever.
 //
 // Threads: any. Locks: one, around the digest cache; never held while reading.
 #pragma once
@@ -27,9 +29,10 @@ inline constexpr std::size_t kProofCacheMax = 4096;
 class FileRoom {
  public:
   // What this node holds under `path`: size, digest, mode, mtime. Digests are kept by
-  // (device, inode, size, mtime, ctime). `root_of`: a process whose root counts; 0: ours.
+  // (device, inode, size, mtime, ctime), but for files that may be `changing`: stores through a
+  // mapping show in none of these. `root_of`: a process whose root counts; 0: ours.
   // Fails: kNotFound, kInvalid, kUnsupported (not a regular file).
-  Result<pb::FileProof> prove(const std::string& path_untrusted, pid_t root_of);
+  Result<pb::FileProof> prove(const std::string& path_untrusted, pid_t root_of, bool changing);
   pb::ProveFilesResponse compare(const pb::ProveFilesRequest& request);
 
   static Result<pb::ReadFileResponse> read(const pb::ReadFileRequest& request, pid_t root_of);
@@ -39,7 +42,7 @@ class FileRoom {
 
  private:
   using Key = std::tuple<dev_t, ino_t, off_t, std::int64_t, std::int64_t>;
-  Result<std::string> digest(int fd);
+  Result<std::string> digest(int fd, bool changing);
   std::mutex mutex_;
   std::map<Key, std::string> digests_;
 };

@@ -389,7 +389,7 @@ struct Server::Impl {
       auto& file = *out.add_files();
       file = std::move(proof);
       if (!file.sha256().empty()) continue;
-      auto held = files.prove(file.path(), target.root);
+      auto held = files.prove(file.path(), target.root, file.writable());
       if (!held) continue;   // no digest: the target cannot prove it, and says so
       file.set_sha256(held->sha256());
       file.set_size_bytes(held->size_bytes());

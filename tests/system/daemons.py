@@ -574,7 +574,7 @@ def drive(name, folder, port, host):
                 daemon.final_check()
         except Exception as e:
             answer["trouble"] = repr(e)
-        answer.update(good=daemon.good(), wrong=daemon.wrong(), last=str([getattr(x, "last", "") for x in daemon.loads]))
+        answer.update(good=daemon.good(), wrong=daemon.wrong(), reconnects=sum(x.reconnects for x in daemon.loads), last=str([getattr(x, "last", "") for x in daemon.loads]))
         print(json.dumps(answer), flush=True)
 
 

@@ -41,19 +41,19 @@ class Daemons(Case):
         before = self.ask(process, "look")["good"]
         wait_until(lambda: self.ask(process, "look")["good"] >= before + count, timeout_s, f"{count} more good answers: {self.ask(process, 'look')}")
 
-    def put_to_use(self, name, port, moves, *options):
+    def put_to_use(self, name, port, moves, *options, tcp="close", how=()):
         process = self.driver(name, port)
         made = json.loads(process.stdout.readline())
         user = ["--user", made["user"]] if made["user"] else []
-        self.bench.baton("run", name, "--node", "ecu1", "--standby", "ecu2", "--address", f"{ADDRESS}/24", "--tcp", "close",
+        self.bench.baton("run", name, "--node", "ecu1", "--standby", "ecu2", "--address", f"{ADDRESS}/24", "--tcp", tcp,
                          "--interval", "50ms", *user, *options, "--", *made["command"], timeout=180)
         self.addCleanup(lambda: self.bench.call("delete", name, "--yes"))
         time.sleep(2)     # it comes up
         wait_until(lambda: "trouble" not in self.ask(process, "begin"), 60, f"{name} answers")
-        self.more(process)
+        self.more(process, 3)
         for number in range(moves):
-            self.bench.baton("migrate", name, "--to", "ecu2" if number % 2 == 0 else "ecu1", timeout=180)
-            self.more(process)
+            self.bench.baton("migrate", name, "--to", "ecu2" if number % 2 == 0 else "ecu1", *how, timeout=180)
+            self.more(process, 3)
         return process
 
     def end(self, process):
@@ -74,6 +74,23 @@ class Daemons(Case):
         finally:
             self.bench.vecu("start", node)
         self.end(process)
+
+    def connected(self, name, port, *options):
+        """Ten moves in a row; no client sees an error or has to connect again."""
+        process = self.put_to_use(name, port, 10, *options, tcp="established", how=["--with-files"])
+        answer = self.ask(process, "look")
+        self.assertEqual(answer["reconnects"], 0, answer)
+        self.end(process)
+
+
+def connected_test(name, port):
+    def test(self):
+        self.connected(name, port)
+    return test
+
+
+for index, kind in enumerate(daemons.ALL):
+    setattr(Daemons, f"test_{kind.name.replace('-', '_')}_moves_ten_times_with_clients_connected", connected_test(kind.name, 17210 + index))
 
 
 if __name__ == "__main__":

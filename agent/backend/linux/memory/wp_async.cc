@@ -7,7 +7,9 @@
 // - a mapping made after the last call is not registered; PM_SCAN_CHECK_WPASYNC says so;
 // - in a registered anonymous mapping an empty entry of a populated page table counts as
 //   written until it is scanned, so that pages given back with MADV_DONTNEED show up;
-// - where a whole page table (or huge page) went away they do not: hence `find_holes`;
+// - where a whole page table (or huge page) went away they do not in older kernels: hence
+//   `find_holes`; in newer ones all that has no page table counts as written, and a scan fills
+//   it with page tables: hence reserved memory, gigabytes of it, is only asked for its pages;
 // - fork gives the child no registration, execve begins a new address space: both begin anew.
 //
 // Made with UFFD_USER_MODE_ONLY, which programs without privileges may: asynchronous
@@ -95,7 +97,7 @@ class WpAsync final : public Tracker {
         continue;
       }
       BATON_ASSIGN(Pagemap::Outcome outcome,
-                   pagemap_.scan(v.start, v.end, file ? kWrittenFile : kWrittenAnonymous, out.written));
+                   file ? pagemap_.scan(v.start, v.end, kWrittenFile, out.written) : scan_anonymous(v, known, out));
       if (outcome == Pagemap::Outcome::kNotTracked) {
         if (still.stopped) {
           BATON_TRY(take_up(v));
@@ -106,8 +108,9 @@ class WpAsync final : public Tracker {
       } else if (file) {
         BATON_TRY(keep_own_pages(at, out));
         if (!still.mappings) BATON_TRY(find_given_back(v, known, out));
-      } else if (!still.mappings) {
-        BATON_TRY(find_holes(v, known, out));
+      } else {
+        BATON_TRY(keep_pages(at, known, out));
+        if (!still.mappings) BATON_TRY(find_holes(v, known, out));
       }
     }
     if (still.stopped) fresh_.clear();
@@ -132,6 +135,10 @@ class WpAsync final : public Tracker {
   static constexpr Pagemap::Query kWrittenAnonymous{
       .flags = abi::kScanWpMatching | abi::kScanCheckWpAsync, .mask = abi::kPageIsWritten,
       .returned = abi::kPageIsWritten};
+  // Where nothing is known yet: not what is empty.
+  static constexpr Pagemap::Query kNewAnonymous{
+      .flags = abi::kScanWpMatching | abi::kScanCheckWpAsync, .mask = abi::kPageIsWritten,
+      .any_of = abi::kPageIsPresent | abi::kPageIsSwapped, .returned = abi::kPageIsWritten};
   // Of a private file mapping only the pages that are no longer the file's.
   static constexpr Pagemap::Query kWrittenFile{
       .flags = abi::kScanWpMatching | abi::kScanCheckWpAsync, .inverted = abi::kPageIsFile,
@@ -184,6 +191,7 @@ class WpAsync final : public Tracker {
       BATON_TRY(pagemap_.scan(v.start, v.end, query, out.written));
     }
     if (file) BATON_TRY(keep_own_pages(at, out));
+    else BATON_TRY(keep_pages(at, PageSet{}, out));
     // What was known in this range and is not present now is gone.
     std::uint64_t page = v.start / 4096;
     for (std::size_t i = at; i < out.written.size(); ++i) {
@@ -194,6 +202,70 @@ class WpAsync final : public Tracker {
     forget(known, page, v.end / 4096, out);
     if (!still.stopped) {
       std::erase_if(fresh_, [&](const PageRun& run) { return run.first >= v.start / 4096 && run.end() <= v.end / 4096; });
+    }
+    return {};
+  }
+
+  // Blocks with known pages by one query, those without by the other.
+  Result<Pagemap::Outcome> scan_anonymous(const Vma& v, const PageSet& known, Collected& out) {
+    const auto& blocks = known.blocks();
+    std::uint64_t page = v.start / 4096;
+    const std::uint64_t end = v.end / 4096;
+    auto it = std::lower_bound(blocks.begin(), blocks.end(), page / PageSet::kBlockPages,
+                               [](const PageSet::Block& b, std::uint64_t i) { return b.index < i; });
+    while (page < end) {
+      std::uint64_t next = it == blocks.end() ? end : std::min(end, it->index * PageSet::kBlockPages);
+      if (page < next) {
+        BATON_ASSIGN(Pagemap::Outcome outcome, pagemap_.scan(page * 4096, next * 4096, kNewAnonymous, out.written));
+        if (outcome != Pagemap::Outcome::kDone) return outcome;
+        page = next;
+        continue;
+      }
+      next = page;
+      while (it != blocks.end() && next < end && it->index * PageSet::kBlockPages <= next) {
+        next = std::min(end, (it->index + 1) * PageSet::kBlockPages);
+        ++it;
+      }
+      BATON_ASSIGN(Pagemap::Outcome outcome, pagemap_.scan(page * 4096, next * 4096, kWrittenAnonymous, out.written));
+      if (outcome != Pagemap::Outcome::kDone) return outcome;
+      page = next;
+    }
+    return Pagemap::Outcome::kDone;
+  }
+
+  // Of the long runs in out.written, from run `at` on, only what is there; known pages that are
+  // not are gone. Short ones may hold empty pages: they are read as zeros.
+  Result<void> keep_pages(std::size_t at, const PageSet& known, Collected& out) {
+    constexpr std::uint64_t kLongRun = 16;
+    if (std::none_of(out.written.begin() + static_cast<std::ptrdiff_t>(at), out.written.end(),
+                     [](PageRun run) { return run.count >= kLongRun; })) {
+      return {};
+    }
+    std::vector<PageRun> found(out.written.begin() + static_cast<std::ptrdiff_t>(at), out.written.end());
+    out.written.resize(at);
+    for (PageRun run : found) {
+      if (run.count < kLongRun) {
+        out.written.push_back(run);
+        continue;
+      }
+      for (std::uint64_t first = run.first; first < run.end(); first += kEntriesAtOnce) {
+        entries_.resize(std::min(run.end() - first, kEntriesAtOnce));
+        BATON_TRY(pagemap_.read(first, entries_));
+        std::uint64_t from = 0;
+        while (from < entries_.size()) {   // stretches of the same
+          const bool page = entry_has_page(entries_[from]);
+          std::uint64_t to = from + 1;
+          while (to < entries_.size() && entry_has_page(entries_[to]) == page) ++to;
+          if (!page) {
+            forget(known, first + from, first + to, out);
+          } else if (out.written.size() > at && out.written.back().end() == first + from) {
+            out.written.back().count += to - from;
+          } else {
+            out.written.push_back({first + from, to - from});
+          }
+          from = to;
+        }
+      }
     }
     return {};
   }
@@ -271,6 +343,8 @@ class WpAsync final : public Tracker {
     }
     return {};
   }
+
+  static constexpr std::uint64_t kEntriesAtOnce = 1 << 16;
 
   pid_t pid_;
   Fd uffd_;

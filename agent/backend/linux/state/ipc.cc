@@ -95,6 +95,7 @@ Result<void> read_queues(IpcContent& out) {
       if (bytes < 0 && errno == ENOSYS) {
         return make_error(Code::kUnsupported, "capture", "message queue " + std::to_string(id) + ": this kernel cannot copy messages (CONFIG_CHECKPOINT_RESTORE)");
       }
+      if (bytes < 0 && (errno == ENOMSG || errno == EIDRM || errno == EINVAL)) break;   // a running program took it
       if (bytes < 0) return errno_error("msgrcv MSG_COPY", "message queue " + std::to_string(id));
       auto& message = *queue.add_messages();
       long type = 0;
