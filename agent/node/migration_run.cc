@@ -14,6 +14,15 @@ namespace {
 
 using namespace std::chrono_literals;
 
+// What cannot be captured may be over when one looks again: a vfork(2), a child that is ending.
+constexpr auto kPassingWait = 10ms;
+int looks_for(const Error& error) {
+  if (error.code == Code::kConflict) return 100;
+  return error.code == Code::kUnsupported ? 5 : 0;
+}
+
+FileVersion version_of(const pb::FileProof& file) { return {file.path(), file.size_bytes(), file.mtime_ns()}; }
+
 constexpr std::uint64_t kBulkChunkPages = 8192;
 constexpr int kMaxBulkRounds = 65536;
 constexpr std::uint32_t kFilePieceBytes = 64 * 1024;
@@ -217,19 +226,18 @@ MigrationEvent MigrationRun::prepare() {
   for (auto& file : files) {
     if (file.writable()) file.clear_sha256();
   }
-  if (auto proved = prove_files(files, request); !proved) return failed(proved.error());
+  if (auto proved = prove_files(files, request, false); !proved) return failed(proved.error());
   if (auto linked = connect_link(); !linked) return failed(linked.error());
   return from(fault_point("agent.migrate.prepared"));
 }
 
-// The target proves that it holds the files; what it lacks is sent when that is allowed.
+// The target proves that it holds the files; what it lacks is sent when that is allowed. A file
+// that a running program has removed meanwhile is passed over: the freeze tells what counts.
 Result<void> MigrationRun::prove_files(const std::vector<pb::FileProof>& files,
-                                       pb::PrepareTargetRequest& request) {
+                                       pb::PrepareTargetRequest& request, bool frozen) {
   request.clear_files();
-  for (const auto& file : files) {
-    if (file.writable()) has_writable_files_ = true;
-    *request.add_files() = file;
-  }
+  for (const auto& file : files) *request.add_files() = file;
+  std::set<std::string> removed;
   for (int attempt = 0; attempt < 2; ++attempt) {
     BATON_ASSIGN(auto answer, target_->prepare(request));
     if (answer.problems_size() > 0) {
@@ -237,18 +245,33 @@ Result<void> MigrationRun::prove_files(const std::vector<pb::FileProof>& files,
       return make_error(Code::kUnsupported, "prepare on " + request_.target().node(),
                         first.resource() + ": " + first.detail());
     }
-    if (answer.missing_files_size() == 0) return {};
+    std::vector<std::string> missing;
+    std::copy_if(answer.missing_files().begin(), answer.missing_files().end(), std::back_inserter(missing),
+                 [&](const std::string& path) { return !removed.contains(path); });
+    if (missing.empty()) {
+      for (const auto& file : files) {
+        if (!file.writable() && !removed.contains(file.path())) proven_.insert(version_of(file));
+      }
+      return {};
+    }
     const bool allowed = request_.with_files() || w_.spec_.with_files();
+    if (allowed && attempt > 0 && !frozen) return {};   // still changing
     if (!allowed || attempt > 0) {
       std::string paths;
-      for (const auto& path : answer.missing_files()) paths += (paths.empty() ? "" : ", ") + path;
+      for (const auto& path : missing) paths += (paths.empty() ? "" : ", ") + path;
       return make_error(Code::kUnsupported, "prepare on " + request_.target().node(),
                         "it lacks these files, or they differ: " + paths,
                         allowed ? "" : "Send them with --with-files.");
     }
-    for (const auto& path : answer.missing_files()) {
+    for (const auto& path : missing) {
       for (const auto& file : request.files()) {
-        if (file.path() == path) BATON_TRY(send_file(file));
+        if (file.path() != path) continue;
+        auto sent = send_file(file);
+        if (!sent && !frozen && sent.error().code == Code::kNotFound) {
+          removed.insert(path);
+          continue;
+        }
+        BATON_TRY(sent);
       }
     }
   }
@@ -426,6 +449,12 @@ MigrationEvent MigrationRun::freeze() {
     max_pending = 4 * rounds_.back().pages + 1024;
   }
   auto snapshot = w_.take_snapshot(true, again, max_pending, link_.get());
+  for (int look = 0; !snapshot && look < looks_for(snapshot.error()); ++look) {
+    std::this_thread::sleep_for(kPassingWait);
+    frozen_at_ = w_.env_.clock->boot_now();
+    phase_began_ = std::chrono::steady_clock::now();
+    snapshot = w_.take_snapshot(true, again, max_pending, link_.get());
+  }
   if (!snapshot) return failed(snapshot.error());
   final_ = *snapshot;
   phase_took(phases_.freeze_us);
@@ -433,23 +462,27 @@ MigrationEvent MigrationRun::freeze() {
 }
 
 MigrationEvent MigrationRun::ship() {
-  // Files open for writing may have changed until the freeze: proved once more.
-  if (has_writable_files_) {
+  // Files open for writing may have changed until the freeze, others have been opened since.
+  pb::Manifest manifest;
+  if (!manifest.ParseFromString(final_->manifest)) return {MigrationEventKind::kFailed, "the checkpoint cannot be read"};
+  auto unproven = [this](const pb::FileProof& file) {
+    return file.writable() || !proven_.contains(version_of(file));
+  };
+  if (std::any_of(manifest.files().begin(), manifest.files().end(), unproven)) {
     pb::InspectRequest inspect;
     inspect.set_workload(w_.name());
     *inspect.mutable_spec() = w_.spec_;
     auto seen = w_.env_.warden->inspect(inspect);
     if (!seen) return failed(seen.error());
-    std::vector<pb::FileProof> writable;
-    for (const auto& file : seen->files()) {
-      if (file.writable()) writable.push_back(file);
-    }
+    std::vector<pb::FileProof> doubtful;
+    std::copy_if(seen->files().begin(), seen->files().end(), std::back_inserter(doubtful), unproven);
     pb::PrepareTargetRequest request;
     request.set_name(w_.name());
     *request.mutable_spec() = w_.spec_;
     request.set_incarnation(w_.incarnation());
-    if (auto proved = prove_files(writable, request); !proved) return failed(proved.error());
-    for (const auto& file : writable) {   // its copies here are of no use to anybody from now on
+    if (auto proved = prove_files(doubtful, request, true); !proved) return failed(proved.error());
+    for (const auto& file : doubtful) {   // its copies here are of no use to anybody from now on
+      if (!file.writable()) continue;
       pb::ReadFileRequest left;
       left.set_path(file.path());
       left.set_workload(w_.name());

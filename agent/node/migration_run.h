@@ -8,12 +8,16 @@
 #include <chrono>
 #include <future>
 #include <memory>
+#include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "agent/node/workload.h"
 
 namespace baton::node {
+
+using FileVersion = std::tuple<std::string, std::uint64_t, std::uint64_t>;   // path, size, mtime in ns
 
 class MigrationRun {
  public:
@@ -47,7 +51,8 @@ class MigrationRun {
   Result<void> connect_link();
   Result<void> bulk_copy();
   Result<void> checkpoint_when_due();
-  Result<void> prove_files(const std::vector<pb::FileProof>& files, pb::PrepareTargetRequest& request);
+  Result<void> prove_files(const std::vector<pb::FileProof>& files, pb::PrepareTargetRequest& request,
+                           bool frozen);
   Result<void> send_file(const pb::FileProof& file);
   Result<void> wait_drained();
   bool pause_before_retry(std::uint32_t attempt);
@@ -66,7 +71,7 @@ class MigrationRun {
   bool own_link_ = false;
   ReplicatorStats stats_before_;
   std::vector<RoundMeasure> rounds_;
-  bool has_writable_files_ = false;
+  std::set<FileVersion> proven_;   // files that the target holds, and that stay as they are
   SnapshotPtr final_;
   BootTime frozen_at_{};
   std::chrono::steady_clock::time_point started_;

@@ -19,7 +19,8 @@ constexpr std::uint64_t kWantedChunkPages = 8192;      // captured again per rou
 constexpr int kMaxFullCopyRounds = 4096;
 constexpr auto kMaxCaptureBackoff = 5s;
 constexpr auto kBufferWait = 10ms;
-constexpr std::uint32_t kBufferFailuresTold = 20;   // in a row
+constexpr auto kSoonAgain = 10ms;
+constexpr std::uint32_t kPassingFailuresTold = 20;   // in a row
 constexpr auto kOutputGap = 1ms;
 constexpr double kOutputPauseShare = 0.2;
 // Between checkpoints while somebody waits for one; doubled each time.
@@ -212,7 +213,7 @@ void Workload::loop() {
     capturing_ = false;
     const auto after = env_.clock->monotonic_now();
     if (done) {
-      capture_failures_ = buffer_failures_ = 0;
+      capture_failures_ = passing_failures_ = 0;
       // What nobody was there to take is never committed: whoever waits gets another one.
       if (waiters_ > 0 && last_capture_ > last_waiter_) forced_gap_ = std::min(2 * forced_gap_, kForcedGapMost);
       last_capture_ = now;
@@ -237,10 +238,11 @@ void Workload::loop() {
 void Workload::capture_failed(const Error& error) {
   std::lock_guard lock(mutex_);
   const auto now = env_.clock->monotonic_now();
-  if (error.code == Code::kNoSpace) {  // the capture buffer: what it holds is taken out by rounds
-    need_full_ = true;
-    next_due_ = now + kBufferWait;
-    if (++buffer_failures_ % kBufferFailuresTold != 0) return;
+  // The capture buffer is full: rounds take out what it holds. Or a vfork(2) was under way.
+  if (error.code == Code::kNoSpace || error.code == Code::kConflict) {
+    need_full_ = need_full_ || error.code == Code::kNoSpace;
+    next_due_ = now + kSoonAgain;
+    if (++passing_failures_ % kPassingFailuresTold != 0) return;
   }
   capture_failures_ = std::min<std::uint32_t>(capture_failures_ + 1, 10);
   std::chrono::nanoseconds backoff = 100ms * (1u << (capture_failures_ - 1));

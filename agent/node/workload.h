@@ -128,7 +128,7 @@ class Workload {
   // Only the loop's thread:
   MemoryImage image_;
   std::uint64_t last_written_ = 0;
-  std::uint32_t capture_failures_ = 0, buffer_failures_ = 0;
+  std::uint32_t capture_failures_ = 0, passing_failures_ = 0;
   std::uint64_t image_epoch_ = 0;
   std::map<std::tuple<std::string, std::uint64_t, std::uint64_t>, std::string> file_digests_;
 

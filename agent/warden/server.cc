@@ -35,6 +35,8 @@ constexpr std::size_t kPoolThreads = 2;
 constexpr std::size_t kPoolQueueMax = 64;
 constexpr std::size_t kLogBytesMax = 1u << 20;
 constexpr auto kSendTimeout = 5s;
+constexpr int kInspectLooks = 15;
+constexpr auto kInspectPause = 20ms;
 constexpr int kIdleTrimMs = 5000;
 
 // What an epoll entry means.
@@ -381,6 +383,12 @@ struct Server::Impl {
     backend::Backend* with = backend(kind);
     if (!with) return make_error(Code::kUnsupported, "inspect", "this node has no backend '" + kind + "'");
     BATON_ASSIGN(backend::Inspection seen, with->inspect(target));
+    // A running program may be in the middle of something (a vfork(2), a child that ends and
+    // closes the other end of a pipe) that is over when one looks again.
+    for (int look = 1; look < kInspectLooks && !seen.acceptable; ++look) {
+      std::this_thread::sleep_for(kInspectPause);
+      BATON_ASSIGN(seen, with->inspect(target));
+    }
     auto& out = *response.mutable_inspect();
     for (auto& verdict : seen.verdicts) *out.add_verdicts() = std::move(verdict);
     out.set_acceptable(seen.acceptable);

@@ -142,6 +142,10 @@ class FakeDirectory final : public AgentDirectory {
 class CoordinatorTest : public testing::Test {
  protected:
   CoordinatorTest() { boot(); }
+  ~CoordinatorTest() override {
+    for (auto& [node, session] : sessions_) core_->close_session(*session);
+    core_.reset();
+  }
   void boot() {
     sessions_.clear();
     core_ = std::make_unique<Coordinator>(*store_, *registry_, agents_, clock_, "test");

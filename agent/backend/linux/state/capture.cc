@@ -98,7 +98,8 @@ Result<void> read_processes(StoppedTree& tree, StateContext::Impl& impl, const R
     }
     alive.push_back(process.pid);
     if (process.shares_memory_with != 0) {
-      return make_error(Code::kUnsupported, "capture", "process " + std::to_string(process.pid) + ": it shares its memory with process " + std::to_string(process.shares_memory_with));
+      // A vfork(2) under way, most likely: over in a moment.
+      return make_error(Code::kConflict, "capture", "process " + std::to_string(process.pid) + ": it shares its memory with process " + std::to_string(process.shares_memory_with), "Capture again.");
     }
   }
   return add_zombies(tree, places, out);

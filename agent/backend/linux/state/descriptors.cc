@@ -110,10 +110,14 @@ class Reader {
       }
       f.target.assign(target, static_cast<std::size_t>(n));
       f.info = std::move(*info);
+      // A copy of a running program's file would keep its flock after its close, and, opened for
+      // writing, forbid its execution (ETXTBSY).
+      const bool harmful = options_.running && S_ISREG(f.stat.st_mode) && f.target.rfind("/memfd:", 0) != 0;
       if ((f.info.flags & O_PATH) == 0) {
-        f.copy = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), number, 0)));
+        f.copy = Fd::adopt(harmful ? ::open(path.c_str(), O_PATH | O_CLOEXEC)
+                                   : static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), number, 0)));
         if (!f.copy) {
-          if (options_.running && errno == EBADF) continue;
+          if (options_.running && (errno == EBADF || errno == ENOENT)) continue;
           return errno_error("pidfd_getfd", path);
         }
       }
