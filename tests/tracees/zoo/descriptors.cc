@@ -356,6 +356,49 @@ Animal inotify_watch() {
           {}};
 }
 
+// Forty watches of files and folders, some given back, one renamed since, one file unlinked but open.
+Animal inotify_many() {
+  std::string folder = place("inotify-many");
+  mkdir(folder.c_str(), 0700);
+  int fd = inotify_init1(IN_NONBLOCK);
+  for (int i = 1; i <= 40; ++i) {
+    std::string at = folder + "/" + std::to_string(i);
+    if (i % 2 == 0) mkdir(at.c_str(), 0700);
+    else close(open(at.c_str(), O_CREAT | O_WRONLY, 0600));
+    MUST(inotify_add_watch(fd, at.c_str(), i % 2 == 0 ? IN_CREATE : IN_MODIFY) == i);
+  }
+  for (int i = 3; i <= 40; i += 7) inotify_rm_watch(fd, i);
+  MUST(rename((folder + "/12").c_str(), (folder + "/twelve").c_str()) == 0);
+  char buffer[4096];
+  while (read(fd, buffer, sizeof buffer) > 0) {}
+  auto touch = [=](const std::string& name) {
+    int made = open((folder + "/" + name).c_str(), O_CREAT | O_WRONLY | O_APPEND, 0600);
+    (void)!write(made, "x", 1);
+    close(made);
+  };
+  return {[=](Check& c) {
+            char events[4096];
+            auto next = [&](int wd, const char* what) {
+              ssize_t n = read(fd, events, sizeof events);
+              c.expect(n > 0, what, n, 1);
+              if (n > 0) c.same(reinterpret_cast<inotify_event*>(events)->wd, wd, what);
+              while (read(fd, events, sizeof events) > 0) {}
+            };
+            touch("twelve/in");
+            next(12, "a renamed folder");
+            touch("39");
+            next(39, "a file");
+            touch("10");
+            c.same(read(fd, events, sizeof events), -1, "a watch given back");
+            unlink((folder + "/twelve/in").c_str());
+            int more = inotify_add_watch(fd, folder.c_str(), IN_DELETE_SELF);
+            c.expect(more > 40, "numbers go on", more, 41);
+            inotify_rm_watch(fd, more);
+            while (read(fd, events, sizeof events) > 0) {}
+          },
+          {}};
+}
+
 Animal inotify_empty() {
   int fd = inotify_init1(IN_NONBLOCK);
   return {[=](Check& c) {
@@ -619,7 +662,8 @@ const std::vector<Case> kCases = {
     {"timerfd-expired", "timerfd", nullptr, timerfd_expired},
     {"timerfd-unset", "timerfd", nullptr, timerfd_unset},
     {"signalfd", "signalfd", nullptr, signalfd_pending},
-    {"inotify-watch", "inotify", "inotify", inotify_watch},
+    {"inotify-watch", "inotify", nullptr, inotify_watch},
+    {"inotify-many", "inotify", nullptr, inotify_many},
     {"inotify-empty", "inotify", nullptr, inotify_empty},
     {"inotify-pending", "inotify", "inotify", inotify_pending},
     {"fanotify", "fanotify", "fanotify", fanotify_group},

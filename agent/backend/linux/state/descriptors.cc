@@ -267,12 +267,33 @@ class Reader {
       file.set_signal_mask(std::strtoull(f.info.field("sigmask").c_str(), nullptr, 16));
     } else if (name == "eventpoll") {
       file.set_kind(pb::OPEN_FILE_EPOLL);
-    } else if (name == "inotify" && f.info.fields.count("inotify") == 0) {
+    } else if (name == "inotify") {
       file.set_kind(pb::OPEN_FILE_INOTIFY);
+      int waiting = 0;
+      std::string refused;
+      if (::ioctl(f.copy.get(), FIONREAD, &waiting) == 0 && waiting > 0) {
+        refused = "inotify events wait in it that only the program can take out; try again";
+      } else {
+        BATON_TRY(read_watches(f.process.pid, f.info, watched_paths(f.process.pid), file, refused));
+      }
+      if (!refused.empty()) refuse(f, kind, refused);
     } else {
       refuse(f, name, name + " is not supported");
     }
     return {};
+  }
+
+  std::vector<std::string> watched_paths(pid_t pid) const {
+    std::vector<std::string> out;
+    for (const auto& other : found_) {
+      if (other.process.pid == pid && !other.target.empty() && other.target.front() == '/') out.push_back(other.target);
+    }
+    for (const char* link : {"cwd", "exe"}) {
+      char target[PATH_MAX];
+      const ssize_t n = ::readlink(("/proc/" + std::to_string(pid) + "/" + link).c_str(), target, sizeof target);
+      if (n > 0) out.emplace_back(target, static_cast<std::size_t>(n));
+    }
+    return out;
   }
 
   bool is_standard(const Found& f) const { return options_.keeper == 0 && f.number <= 2; }

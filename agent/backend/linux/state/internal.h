@@ -85,6 +85,12 @@ struct LockLine {
 };
 LockLine parse_lock(const std::string& text);
 
+// watches.cc -------------------------------------------------------------------
+// The watches of an inotify descriptor, with their paths as process `pid` sees them. `paths`:
+// where to look for what has no handle. A watch without a name goes into `refused`.
+Result<void> read_watches(pid_t pid, const FdInfo& info, const std::vector<std::string>& paths, pb::OpenFile& out,
+                          std::string& refused);
+
 // pipes.cc ---------------------------------------------------------------------
 // Content of the pipe whose read end `reader` is (ours, the same description), left in place.
 Result<void> read_pipe(int reader, bool packets, pb::Pipe& out);
