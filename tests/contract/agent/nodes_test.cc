@@ -53,7 +53,17 @@ struct Ecu {
   std::unique_ptr<Receiver> receiver;
   std::shared_ptr<LoopbackReplica::Line> line = std::make_shared<LoopbackReplica::Line>();
   std::function<Result<void>(const std::string& rpc)> rpc_mishap;  // before the call; after it: "rpc/answer"
-  std::unique_ptr<Node> node;
+  std::shared_ptr<Node> node;   // replaced by the test's thread alone, under the mutex
+  std::shared_ptr<Node> up() {
+    std::lock_guard lock(mutex);
+    return node;
+  }
+  void put(std::shared_ptr<Node> other) {
+    std::unique_lock lock(mutex);
+    std::shared_ptr<Node> old = std::exchange(node, std::move(other));
+    lock.unlock();   // its end waits for its threads
+  }
+  std::mutex mutex;
   Ecu(std::string n, Runners& runners) : name(std::move(n)), warden(runners, name) {}
   pb::PeerAddress peer() const {
     pb::PeerAddress out;
@@ -77,8 +87,9 @@ class DirectTarget final : public TargetAgent {
     return call<pb::ActivateTargetResponse>("activate", [&](Node& n) { return n.activate_target(request); });
   }
   Result<void> discard(const std::string& name) override {
-    if (!ecu_.node) return make_error(Code::kUnreachable, "discard", ecu_.name);
-    return ecu_.node->discard_target(name);
+    auto node = ecu_.up();
+    if (!node) return make_error(Code::kUnreachable, "discard", ecu_.name);
+    return node->discard_target(name);
   }
   Result<void> put_file(const std::string&, const std::string& path,
                         std::function<Result<pb::ReadFileResponse>(std::uint64_t)>) override {
@@ -89,9 +100,10 @@ class DirectTarget final : public TargetAgent {
  private:
   template <typename T, typename F>
   Result<T> call(const std::string& rpc, F&& f) {
-    if (!ecu_.node) return make_error(Code::kUnreachable, rpc, ecu_.name + " is off");
+    auto node = ecu_.up();
+    if (!node) return make_error(Code::kUnreachable, rpc, ecu_.name + " is off");
     if (ecu_.rpc_mishap) BATON_TRY(ecu_.rpc_mishap(rpc));
-    Result<T> out = f(*ecu_.node);
+    Result<T> out = f(*node);
     if (ecu_.rpc_mishap) BATON_TRY(ecu_.rpc_mishap(rpc + "/answer"));
     return out;
   }
@@ -105,8 +117,8 @@ class Nodes : public ::testing::Test {
     boot(b_);
   }
   ~Nodes() override {
-    a_.node.reset();
-    b_.node.reset();
+    a_.put(nullptr);
+    b_.put(nullptr);
     EXPECT_FALSE(runners_.violated) << "two instances of one workload ran at the same time";
   }
   void boot(Ecu& ecu) {
@@ -129,15 +141,16 @@ class Nodes : public ::testing::Test {
     options.self = ecu.peer();
     if (!ecu.receiver) {
       ecu.receiver = std::make_unique<Receiver>(*ecu.store.store, [&ecu](const std::string& name) {
-        return ecu.node ? ecu.node->runs_here(name) : 0;
+        auto node = ecu.up();
+        return node ? node->runs_here(name) : 0;
       });
     }
-    ecu.node = std::make_unique<Node>(options, std::move(env));
+    ecu.put(std::make_shared<Node>(options, std::move(env)));
     ecu.node->on_warden_connected();
   }
   // As after a crash: what is in memory is gone, the disk and held processes stay.
   void crash_and_boot(Ecu& ecu) {
-    ecu.node.reset();
+    ecu.put(nullptr);
     ecu.warden.agent_gone();
     boot(ecu);
   }
