@@ -277,6 +277,7 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
   // By an injected call: after everything that wants the threads as they stopped.
   for (auto& m : out.memories) {
     if (m.thread == nullptr) continue;
+    BATON_TRY(m.space->layout());   // read once: a short-lived process may be gone after the thaw
     BATON_ASSIGN(m.brk, m.space->program_break(*m.thread, still.mappings));
   }
   BATON_TRY(read_objects(sink, stats, out));
@@ -360,7 +361,7 @@ void LinuxAttachment::write_manifest(const Captured& captured, pb::Manifest& man
       return it == by_maps_key_.end() ? 0 : it->second->object();
     }, *p);
     m.space->write_flags(kept_ != nullptr, *p);
-    if (auto layout = m.space->layout()) *p->mutable_layout() = std::move(*layout);
+    if (auto layout = m.space->layout()) *p->mutable_layout() = std::move(*layout);   // read in the freeze
     p->mutable_layout()->set_brk(m.brk);
     pb::MemoryObject* object = manifest.add_objects();
     object->set_id(m.space->object());
