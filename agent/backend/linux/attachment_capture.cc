@@ -277,7 +277,7 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
   // By an injected call: after everything that wants the threads as they stopped.
   for (auto& m : out.memories) {
     if (m.thread == nullptr) continue;
-    BATON_TRY(m.space->layout());   // read once: a short-lived process may be gone after the thaw
+    BATON_TRY(m.space->know_layout());   // read once: a short-lived process may be gone after the thaw
     BATON_ASSIGN(m.brk, m.space->program_break(*m.thread, still.mappings));
   }
   BATON_TRY(read_objects(sink, stats, out));

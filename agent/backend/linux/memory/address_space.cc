@@ -437,11 +437,15 @@ Result<std::uint64_t> AddressSpace::program_break(Tracee& thread, bool same) {
   return brk_;
 }
 
+Result<void> AddressSpace::know_layout() {
+  if (layout_) return {};
+  BATON_ASSIGN(auto fresh, read_layout(pid_));
+  layout_ = std::make_unique<pb::MmLayout>(std::move(fresh));
+  return {};
+}
+
 Result<pb::MmLayout> AddressSpace::layout() {
-  if (!layout_) {
-    BATON_ASSIGN(auto fresh, read_layout(pid_));
-    layout_ = std::make_unique<pb::MmLayout>(std::move(fresh));
-  }
+  BATON_TRY(know_layout());
   return *layout_;
 }
 

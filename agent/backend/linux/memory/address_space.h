@@ -69,6 +69,7 @@ class AddressSpace {
   // While stopped. `same`: no call has changed mappings since the last time.
   Result<std::uint64_t> program_break(Tracee& thread, bool same);
   // Fixed values of the layout (memory_map.h), read once.
+  Result<void> know_layout();
   Result<pb::MmLayout> layout();
 
   // VmFlags are read again when mappings changed or when they are seconds old: madvise(2) or
