@@ -520,6 +520,7 @@ void Node::take_up_process(const pb::WorkloadProcess& process) {
       spdlog::error("{}: the warden holds it, but nothing here says what it is; left alone", name);
       return;
     }
+    add_hash_key(name, *made.mutable_spec());
     made.mutable_ownership()->set_incarnation(process.incarnation());
     record = made;
   }

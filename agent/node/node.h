@@ -142,6 +142,7 @@ class Node {
   void join_tenure();
   bool stopping() const;
   pb::WorkloadSpec spec_for_takeover(const std::string& name);
+  void add_hash_key(const std::string& name, pb::WorkloadSpec& spec);
   void run_owned(const pb::TenureRecord& record, const tenure::Timeline& timeline);
   void lose(const pb::TenureRecord& record);
   void release_workload(const std::string& name);

@@ -62,12 +62,16 @@ pb::WorkloadSpec Node::spec_for_takeover(const std::string& name) {
     auto held = env_.store->load(name, (*tip)->seq);
     if (held && manifest.ParseFromString(held->manifest)) (void)spec.ParseFromString(manifest.spec());
   }
-  if (spec.hash_key().empty()) {
-    if (auto identity = env_.store->identity(name)) {
-      spec.set_hash_key(std::string(reinterpret_cast<const char*>(identity->key.data()), identity->key.size()));
-    }
-  }
+  add_hash_key(name, spec);
   return spec;
+}
+
+// A checkpoint's spec goes without the key; the store of its dedup domain has it.
+void Node::add_hash_key(const std::string& name, pb::WorkloadSpec& spec) {
+  if (!spec.hash_key().empty()) return;
+  if (auto identity = env_.store->identity(name)) {
+    spec.set_hash_key(std::string(reinterpret_cast<const char*>(identity->key.data()), identity->key.size()));
+  }
 }
 
 void Node::run_owned(const pb::TenureRecord& record, const tenure::Timeline& timeline) {
