@@ -10,20 +10,23 @@ class Witness(Workload):
     def __init__(self, bench, name, *options, node="ecu1", period_us=PERIOD_US):
         self.told = f"{bench.shared}/{name}.witness"
         self.period_us = period_us
+        self.lines, self.read_to = [], 0
         super().__init__(bench, name, [tracee("witness"), self.told, str(period_us)], *options, node=node)
 
     def told_lines(self):
-        """(wall_ns, host, count), as far as they are whole."""
+        """(wall_ns, host, count), as far as they are whole. The file only grows: what was read stays read."""
         try:
-            with open(self.told, encoding="ascii") as f:
+            with open(self.told, "rb") as f:
+                f.seek(self.read_to)
                 text = f.read()
         except FileNotFoundError:
             return []
-        out = []
-        for line in text[:text.rfind("\n") + 1].splitlines():
+        whole = text[:text.rfind(b"\n") + 1]
+        self.read_to += len(whole)
+        for line in whole.decode("ascii").splitlines():
             wall, host, count = line.split()
-            out.append((int(wall), host, int(count)))
-        return out
+            self.lines.append((int(wall), host, int(count)))
+        return self.lines
 
     def host(self):
         lines = self.told_lines()
@@ -35,7 +38,6 @@ class Witness(Workload):
             return len(lines) > 5 and all(host == node for _, host, _ in lines[-5:])
         wait_until(look, timeout_s, f"{self.name} tells of itself on {node}; last: {self.told_lines()[-2:]}")
         return self
-
 
     def changes(self):
         """Each change of hosts: (from, to, gap in ms, numbers told again)."""
