@@ -170,11 +170,11 @@ class Campaign:
 
     def two_at_once(self):
         kinds = self.random.sample(["agent_killed", "agent_hangs", "warden_killed", "coordinator_killed", "link_cut", "standby_off", "slow_links", "late_links"], 2)
-        undo = []
-        for kind in kinds:
-            undo.append(getattr(self, kind)())
-        return lambda: [one() for one in reversed(undo)]
+        undo = [(self.UNDONE_FIRST.get(kind, 3), i, getattr(self, kind)()) for i, kind in enumerate(kinds)]
+        return lambda: [one() for _, _, one in sorted(undo, key=lambda entry: entry[:2])]
 
+    # A machine that starts waits until all are registered.
+    UNDONE_FIRST = {"agent_hangs": 0, "link_cut": 1, "slow_links": 1, "late_links": 1, "coordinator_killed": 2}
     KINDS = ["power_off", "agent_killed", "agent_hangs", "warden_killed", "warden_hangs", "coordinator_killed", "primary_cut_off", "link_cut",
              "standby_off", "standby_changed", "voter_from_backup", "coordinator_and_power_off", "slow_links", "late_links", "two_at_once"]
     TAKES_OVER = {"power_off", "agent_killed", "agent_hangs", "primary_cut_off", "coordinator_and_power_off"}
