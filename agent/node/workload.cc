@@ -242,7 +242,7 @@ void Workload::capture_failed(const Error& error) {
   if (error.code == Code::kNoSpace || error.code == Code::kConflict) {
     need_full_ = need_full_ || error.code == Code::kNoSpace;
     next_due_ = now + kSoonAgain;
-    if (++passing_failures_ % kPassingFailuresTold != 0) return;
+    if (++passing_failures_ < kPassingFailuresTold) return;
   }
   capture_failures_ = std::min<std::uint32_t>(capture_failures_ + 1, 10);
   std::chrono::nanoseconds backoff = 100ms * (1u << (capture_failures_ - 1));
