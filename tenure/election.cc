@@ -78,8 +78,9 @@ Time suspicion_at(const State& s, const std::string&, const Workload& w) {
   const Term& term = term_of(base.mode());
   if (base.owner() == s.self) {
     // Its machine was restarted: the owner stands, too, after its standbys, which know more.
-    if (w.running || w.activating_until > s.woke) return Time::max();
-    return w.owner_heard + term.length + base.standbys_size() * (term.length / 2);
+    if (w.running) return Time::max();
+    const Time when = w.owner_heard + term.length + base.standbys_size() * (term.length / 2);
+    return w.activating_until > s.woke ? std::max(when, w.activating_until) : when;
   }
   for (int i = 0; i < base.standbys_size(); ++i) {
     if (base.standbys(i).node() != s.self) continue;

@@ -289,7 +289,8 @@ void Stepper::handle(const Event& event) {
       if (Workload* w = find(event.workload)) {
         // What is being activated here goes on, when what was here before it is cleared away.
         // Who could not run it lets the others try first.
-        if (!std::exchange(w->running, false)) w->activating_until = Time{};
+        const bool ran = std::exchange(w->running, false);
+        if (!ran || event.expected == w->disk.base().incarnation()) w->activating_until = Time{};
         if (w->disk.base().owner() == s_.self) {
           w->stand_at = std::max(w->stand_at, now_ + 10 * term_of(w->disk.base().mode()).length);
         }

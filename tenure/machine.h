@@ -62,7 +62,7 @@ struct Event {
   std::uint64_t token = 0;
   pb::TenureRecord record;
   std::uint64_t request = 0;           // names the answer; 0: nobody waits
-  std::uint64_t expected = 0;          // incarnation that the proposal builds on; 0: whatever is known
+  std::uint64_t expected = 0;          // incarnation that the proposal builds on; 0: whatever is known. kGone: the one that could not be started
   std::string reason;
   bool release = false;                // kPropose by the owner: the program is frozen for good under this record
   bool allow_loss = false;

@@ -346,21 +346,36 @@ void Node::obey(const pb::NodeOrder& order) {
                       (ownership.owner().empty() ? std::string("nobody") : ownership.owner()) +
                       " at incarnation " + std::to_string(ownership.incarnation());
     workload->halt("stopped");
-    post([this, name, why] { give_up_workload(name, why); });
+    give_up_soon(*workload, why);
   }
 }
 
+void Node::give_up_soon(const Workload& workload, const std::string& why) {
+  const std::string name = workload.name();
+  {
+    std::lock_guard lock(mutex_);
+    if (!giving_up_.insert(name).second) return;
+  }
+  post([this, name, why, incarnation = workload.incarnation()] { give_up_workload(name, why, incarnation); });
+}
+
 // Frozen first, which nothing undoes by accident, then killed.
-void Node::give_up_workload(const std::string& name, const std::string& why) {
+void Node::give_up_workload(const std::string& name, const std::string& why, std::uint64_t incarnation) {
+  auto finished = [this, &name] {
+    std::lock_guard lock(mutex_);
+    giving_up_.erase(name);
+  };
+  if (auto here = find(name); here && here->incarnation() > incarnation) return finished();   // it is back
   add_event("stopped", name, "not the owner: " + why);
   auto done = env_.warden->hold(name);
   if (done || done.error().code != Code::kNotFound) done = env_.warden->stop(name, 0, true);
   if (!done && done.error().code != Code::kNotFound) {
     spdlog::error("{}: cannot be stopped: {}; trying again", name, done.error().message());
-    post_after(200ms, [this, name, why] { give_up_workload(name, why); });
+    post_after(200ms, [this, name, why, incarnation] { give_up_workload(name, why, incarnation); });
     return;
   }
   remove(name);
+  finished();
 }
 
 // ------------------------------------------------------------------ the warden

@@ -137,7 +137,9 @@ class Node {
   void restart(const std::shared_ptr<Workload>& workload);
   bool may_fail_over(const std::string& name);
   void end_tenure(const std::shared_ptr<Workload>& workload);
-  void give_up_workload(const std::string& name, const std::string& why);
+  // `incarnation`: of what is given up; what has come back since under a newer one is left alone.
+  void give_up_workload(const std::string& name, const std::string& why, std::uint64_t incarnation = UINT64_MAX);
+  void give_up_soon(const Workload& workload, const std::string& why);   // once, however often it is asked for
   Result<TakenOver> run_cold(const TakeOver& order, const std::string& name);
   void join_tenure();
   bool stopping() const;
@@ -183,6 +185,7 @@ class Node {
   std::map<std::string, Incoming> incoming_;
   std::map<std::string, pb::WorkloadStatus> lost_;
   std::set<std::string> busy_;
+  std::set<std::string> giving_up_;
   std::set<std::string> ending_;     // being stopped on request: their voters are told by that
   std::map<std::string, pb::PeerAddress> peers_;
   std::map<std::string, std::uint32_t> restarts_;

@@ -145,7 +145,7 @@ void Node::run_owned(const pb::TenureRecord& record, const tenure::Timeline& tim
   } else {
     report.set_error(taken.error().message());
     add_event("failover failed", name, taken.error().message());
-    env_.tenure->left(name);            // another standby may do better
+    env_.tenure->left(name, record.incarnation());   // another standby may do better
   }
   env_.tenure->report(report);
   report_soon();
@@ -178,7 +178,8 @@ void Node::lose(const pb::TenureRecord& record) {
                           " at incarnation " + std::to_string(record.incarnation()) + " (" + record.reason() + ")";
   const bool keep = record.owner().empty() && record.reason() == "deleted" && workload->spec().origin() == pb::ORIGIN_PROTECT;
   workload->halt("stopped");
-  post([this, name, why, keep] { keep ? release_workload(name) : give_up_workload(name, why); });
+  if (keep) post([this, name] { release_workload(name); });
+  else give_up_soon(*workload, why);
 }
 
 void Node::release_workload(const std::string& name) {

@@ -388,7 +388,7 @@ void NodeTenure::entered(const std::string& workload, const pb::Ownership& owner
   host_->tell(std::move(running));
 }
 
-void NodeTenure::left(const std::string& workload) {
+void NodeTenure::left(const std::string& workload, std::uint64_t not_started) {
   {
     std::lock_guard lock(mutex_);
     entered_.erase(workload);
@@ -402,6 +402,7 @@ void NodeTenure::left(const std::string& workload) {
   }
   tenure::Event gone;
   gone.kind = tenure::EventKind::kGone;
+  gone.expected = not_started;
   gone.workload = workload;
   host_->tell(std::move(gone));
 }

@@ -65,7 +65,8 @@ class NodeTenure final : public OwnerRecords {
 
   // --- what the node tells
   void entered(const std::string& workload, const pb::Ownership& ownership);   // it runs here (or stands still)
-  void left(const std::string& workload);
+  // `not_started`: the incarnation that was to run here and could not.
+  void left(const std::string& workload, std::uint64_t not_started = 0);
   void forget(const std::string& workload);                                    // deleted
   void peers(const std::map<std::string, pb::PeerAddress>& all);
   // The newest commit of which this node knows: as a standby, before it acknowledges it; as a
