@@ -449,7 +449,7 @@ MigrationEvent MigrationRun::freeze() {
     max_pending = 4 * rounds_.back().pages + 1024;
   }
   auto snapshot = w_.take_snapshot(true, again, max_pending, link_.get());
-  for (int look = 0; !snapshot && look < looks_for(snapshot.error()); ++look) {
+  for (int look = 0; !snapshot && look < looks_for(snapshot.error()) && !w_.abort_asked_ && !w_.stop_now_; ++look) {
     std::this_thread::sleep_for(kPassingWait);
     frozen_at_ = w_.env_.clock->boot_now();
     phase_began_ = std::chrono::steady_clock::now();

@@ -7,6 +7,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -153,7 +154,7 @@ pb::ProveFilesResponse FileRoom::compare(const pb::ProveFilesRequest& request) {
   for (const auto& asked : request.files()) {
     auto* verdict = out.add_files();
     verdict->set_path(asked.path());
-    auto held = prove(asked.path(), 0, asked.writable());
+    auto held = prove(asked.path(), 0, may_change_unseen(asked));
     if (!held) {
       verdict->set_detail(held.error().code == Code::kNotFound ? "missing" : held.error().message());
       continue;
@@ -219,8 +220,8 @@ Result<void> FileRoom::write(const pb::WriteFileRequest& request) {
   if (!request.end()) return {};
   if (::fchown(fd.get(), request.uid(), request.gid()) != 0) return errno_error("fchown", part);
   if (::fchmod(fd.get(), request.mode() & 07777) != 0) return errno_error("fchmod", part);
-  const timespec times[2] = {{0, UTIME_OMIT},
-                             {request.mtime_ns() / 1'000'000'000, static_cast<long>(request.mtime_ns() % 1'000'000'000)}};
+  const std::int64_t mtime_ns = std::max<std::int64_t>(request.mtime_ns(), 0);
+  const timespec times[2] = {{0, UTIME_OMIT}, {mtime_ns / 1'000'000'000, static_cast<long>(mtime_ns % 1'000'000'000)}};
   if (::futimens(fd.get(), times) != 0) return errno_error("futimens", part);
   if (::fsync(fd.get()) != 0) return errno_error("fsync", part);
   BATON_TRY(fault_point("warden.write_file.rename"));

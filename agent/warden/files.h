@@ -26,6 +26,9 @@ namespace baton::warden {
 inline constexpr std::size_t kFileChunkMax = 8u << 20;
 inline constexpr std::size_t kProofCacheMax = 4096;
 
+// Stores through a shared mapping show in no time of the file.
+inline bool may_change_unseen(const pb::FileProof& file) { return file.mapped() && file.writable(); }
+
 class FileRoom {
  public:
   // What this node holds under `path`: size, digest, mode, mtime. Digests are kept by

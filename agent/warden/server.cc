@@ -37,6 +37,14 @@ constexpr std::size_t kLogBytesMax = 1u << 20;
 constexpr auto kSendTimeout = 5s;
 constexpr int kInspectLooks = 15;
 constexpr auto kInspectPause = 20ms;
+
+// In a tracer's stop, as in a freeze.
+bool is_stopped(pid_t pid) {
+  auto stat = read_file("/proc/" + std::to_string(pid) + "/stat", 4096);
+  if (!stat) return false;
+  const auto name_end = stat->rfind(") ");
+  return name_end != std::string::npos && name_end + 2 < stat->size() && (*stat)[name_end + 2] == 't';
+}
 constexpr int kIdleTrimMs = 5000;
 
 // What an epoll entry means.
@@ -384,8 +392,8 @@ struct Server::Impl {
     if (!with) return make_error(Code::kUnsupported, "inspect", "this node has no backend '" + kind + "'");
     BATON_ASSIGN(backend::Inspection seen, with->inspect(target));
     // A running program may be in the middle of something (a vfork(2), a child that ends and
-    // closes the other end of a pipe) that is over when one looks again.
-    for (int look = 1; look < kInspectLooks && !seen.acceptable; ++look) {
+    // closes the other end of a pipe) that is over when one looks again. Not a frozen one.
+    for (int look = 1; look < kInspectLooks && !seen.acceptable && !is_stopped(target.root); ++look) {
       std::this_thread::sleep_for(kInspectPause);
       BATON_ASSIGN(seen, with->inspect(target));
     }
@@ -397,7 +405,7 @@ struct Server::Impl {
       auto& file = *out.add_files();
       file = std::move(proof);
       if (!file.sha256().empty()) continue;
-      auto held = files.prove(file.path(), target.root, file.writable());
+      auto held = files.prove(file.path(), target.root, may_change_unseen(file));
       if (!held) continue;   // no digest: the target cannot prove it, and says so
       file.set_sha256(held->sha256());
       file.set_size_bytes(held->size_bytes());
