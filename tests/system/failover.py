@@ -10,7 +10,7 @@ class Witness(Workload):
     def __init__(self, bench, name, *options, node="ecu1", period_us=PERIOD_US):
         self.told = f"{bench.shared}/{name}.witness"
         self.period_us = period_us
-        self.lines, self.read_to = [], 0
+        self.told_so_far, self.read_to = [], 0
         super().__init__(bench, name, [tracee("witness"), self.told, str(period_us)], *options, node=node)
 
     def told_lines(self):
@@ -25,8 +25,8 @@ class Witness(Workload):
         self.read_to += len(whole)
         for line in whole.decode("ascii").splitlines():
             wall, host, count = line.split()
-            self.lines.append((int(wall), host, int(count)))
-        return self.lines
+            self.told_so_far.append((int(wall), host, int(count)))
+        return self.told_so_far
 
     def host(self):
         lines = self.told_lines()
@@ -39,18 +39,30 @@ class Witness(Workload):
         wait_until(look, timeout_s, f"{self.name} tells of itself on {node}; last: {self.told_lines()[-2:]}")
         return self
 
+    def attributed(self):
+        """The lines, each with the host that wrote it. A checkpoint taken between reading the clock and writing the line
+        is restored with both the old time and the old host in hand: its first line is the restored program's all the same,
+        and its next line says so."""
+        lines = list(self.told_lines())
+        for i in range(1, len(lines) - 1):
+            (w0, h0, _), (wall, host, count), (_, after, following) = lines[i - 1:i + 2]
+            if host == h0 and wall < w0 and after != host and following == count + 1:
+                lines[i] = (wall, after, count)
+        return lines
+
     def changes(self):
         """Each change of hosts: (from, to, gap in ms, numbers told again)."""
-        lines = self.told_lines()
+        lines = self.attributed()
         out = []
-        for (w0, h0, c0), (w1, h1, c1) in zip(lines, lines[1:]):
+        for i, ((w0, h0, c0), (w1, h1, c1)) in enumerate(zip(lines, lines[1:])):
             if h0 != h1:
-                out.append((h0, h1, (w1 - w0) / 1e6, c0 - c1 + 1))
+                first = w1 if w1 > w0 or i + 2 >= len(lines) else lines[i + 2][0]
+                out.append((h0, h1, (first - w0) / 1e6, c0 - c1 + 1))
         return out
 
     def prove(self, case, most_lost_ms=None):
         """Never two at once; nothing skipped; after a takeover it goes on from at most `most_lost_ms` before."""
-        lines = self.told_lines()
+        lines = self.attributed()
         # Written by O_APPEND in the order in which they happened: hosts come in stretches, wall clocks never go back.
         # A line is written after its time was read: two instances in turn would interleave.
         latest = {}
