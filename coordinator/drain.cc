@@ -1,10 +1,20 @@
 // Coordinator: a node is emptied before maintenance, and filled again.
 #include <algorithm>
+#include <chrono>
 
 #include "base/log.h"
 #include "coordinator/coordinator.h"
 
 namespace baton::coordinator {
+namespace {
+
+// A migration may have met a passing moment: a lease that had just run out under load, a vfork, a
+// link that broke. What cannot be moved at all is said at once.
+constexpr int kDrainTries = 4;
+constexpr auto kDrainWait = std::chrono::seconds(1);
+bool passes(const Error& error) { return error.code != Code::kUnsupported && error.code != Code::kCancelled && error.code != Code::kNotFound; }
+
+}  // namespace
 
 Result<void> Coordinator::set_drained(const std::string& node, bool drained, const std::string& who) {
   for (int attempt = 0;; ++attempt) {
@@ -92,10 +102,12 @@ Result<void> Coordinator::drain(const std::string& node, const Sink<pb::DrainPro
       return migrate(request, [](const pb::MigrateProgress&) { return true; }, who);
     };
     auto moved = move();
-    {
-      std::lock_guard lock(mutex_);
-      if (stopping_) return make_error(Code::kCancelled, "drain", "the coordinator is being stopped");
-    }
+    auto stops_within = [&](std::chrono::milliseconds wait) {
+      std::unique_lock lock(mutex_);
+      return changed_.wait_for(lock, wait, [&] { return stopping_; });
+    };
+    for (int tries = 1; !moved && passes(moved.error()) && tries < kDrainTries && !stops_within(kDrainWait); ++tries) moved = move();
+    if (stops_within(std::chrono::milliseconds(0))) return make_error(Code::kCancelled, "drain", "the coordinator is being stopped");
     if (moved) {
       progress.set_done(progress.done() + 1);
     } else {

@@ -703,8 +703,27 @@ TEST_F(CoordinatorTest, Drain_MovesWhatRunsThereToItsStandbyAndPlacesNothingNew)
   EXPECT_EQ(core_->show_node("ecu1")->state(), "ready");
 }
 
+TEST_F(CoordinatorTest, Drain_MeetsAPassingFailure_TriesAgain) {
+  running_x();
+  ecu1_hands_over();
+  beat("ecu1", {status("x", "running")});
+  int calls = 0;
+  auto hand_over = agents_.at("ecu1")->on_migrate;
+  agents_.at("ecu1")->on_migrate = [&](const auto& request, const auto& sink, std::stop_token stop) -> Result<void> {
+    if (++calls == 1) return make_error(Code::kConflict, "capture", "x is frozen: its lease has run out");
+    return hand_over(request, sink, stop);
+  };
+  auto drained = core_->drain("ecu1", [](const auto&) { return true; }, "test");
+  ASSERT_TRUE(drained) << drained.error().message();
+  EXPECT_EQ(calls, 2);
+  EXPECT_EQ(core_->show_workload("x")->ownership().owner(), "ecu2");
+}
+
 TEST_F(CoordinatorTest, Drain_WhatCannotMove_StaysAndIsNamed) {
   running_x();
+  agents_.at("ecu1")->on_migrate = [&](const auto&, const auto&, std::stop_token) -> Result<void> {
+    return make_error(Code::kUnsupported, "migrate", "x uses what cannot be captured");
+  };
   beat("ecu1", {status("x", "running")});
   std::string problem;
   auto drained = core_->drain("ecu1", [&](const pb::DrainProgress& step) {
