@@ -53,6 +53,7 @@ inline constexpr std::uint64_t kPageIsFile = 1 << 2;
 inline constexpr std::uint64_t kPageIsPresent = 1 << 3;
 inline constexpr std::uint64_t kPageIsSwapped = 1 << 4;
 inline constexpr std::uint64_t kPageIsPfnZero = 1 << 5;
+inline constexpr std::uint64_t kPageIsGuard = 1 << 8;            // Linux 6.15
 inline constexpr std::uint64_t kScanWpMatching = 1 << 0;
 inline constexpr std::uint64_t kScanCheckWpAsync = 1 << 1;
 

@@ -361,6 +361,7 @@ void LinuxAttachment::write_manifest(const Captured& captured, pb::Manifest& man
       return it == by_maps_key_.end() ? 0 : it->second->object();
     }, *p);
     m.space->write_flags(kept_ != nullptr, *p);
+    m.space->write_guards(*p);
     if (auto layout = m.space->layout()) *p->mutable_layout() = std::move(*layout);   // read in the freeze
     p->mutable_layout()->set_brk(m.brk);
     pb::MemoryObject* object = manifest.add_objects();

@@ -232,6 +232,11 @@ Result<backend::Inspection> LinuxBackend::inspect(const backend::AttachTarget& t
       proof.set_mapped(true);
       if (v.shared && (m.prot() & PROT_WRITE) != 0) proof.set_writable(true);
     }
+    if (auto pagemap = Pagemap::open(pid)) {
+      if (auto at = shared_guard(*map, *pagemap); !at.empty()) {
+        verdict(pid, "address " + at, "mapping", "refused", "a guard region in shared memory is not supported");
+      }
+    }
     verdict(pid, subject, "memory", "captured", std::to_string(captured) + " mappings");
   }
   std::vector<pb::FileProof> open_files;

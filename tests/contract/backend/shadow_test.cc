@@ -223,5 +223,33 @@ TEST_F(Shadow, Descriptors_TenCheckpoints_AreTheSame) { shadow({tracee("descript
 TEST_F(Shadow, Churn_TenCheckpoints_GoesOn) { shadow({tracee("churn")}); }
 TEST_F(Shadow, Generator_TenCheckpoints_GoesOnMidIteration) { shadow({"/usr/bin/python3", tracee("generator.py")}); }
 
+// A case of the zoo that changes what it holds before each checkpoint.
+class ShadowOf : public Shadow, public ::testing::WithParamInterface<const char*> {};
+
+TEST_P(ShadowOf, ChangesBetweenCheckpoints_IsAsItWasAtTheLast) {
+  const std::string wanted = GetParam();
+  const auto split = wanted.find(' ');
+  begin({tracee("zoo_" + wanted.substr(0, split)), wanted.substr(split + 1)});
+  if (HasFatalFailure()) return;
+  follow(8, [&](int) {
+    const auto lines = text_of(log(0)).size();
+    ::kill(root_, SIGUSR2);
+    ASSERT_TRUE(wait_for([&] { return text_of(log(0)).size() > lines; })) << "it has not changed";
+  });
+  if (HasFatalFailure()) return;
+  take_over();
+  if (HasFatalFailure()) return;
+  expect_ok(1);
+}
+
+INSTANTIATE_TEST_SUITE_P(Zoo, ShadowOf,
+                         ::testing::Values("memory guard-region", "memory guard-stacks", "memory guard-shrinks", "memory guard-moves",
+                                           "memory memory-given-back", "memory memory-remapped", "memory memory-shared"),
+                         [](const auto& one) {
+                           std::string name = one.param;
+                           for (char& c : name) if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+                           return name;
+                         });
+
 }  // namespace
 }  // namespace baton

@@ -192,6 +192,134 @@ Animal guard_region() {
           [=] { MUST(madvise(at + (4 << 12), 1 << 12, 103 /* MADV_GUARD_REMOVE */) == 0); *removed = true; }};
 }
 
+// As thread stacks of new C libraries have them; they come and go.
+Animal guards_of_stacks() {
+  constexpr size_t kStack = 16 << 12;
+  auto stacks = std::make_shared<std::vector<char*>>();
+  auto make = [=] {
+    auto* at = map(kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK);
+    if (madvise(at, 1 << 12, 102) != 0) {
+      tracee::say("SKIPPED: MADV_GUARD_INSTALL (Linux 6.13)");
+      _exit(77);
+    }
+    at[kStack - 1] = (char)(stacks->size() + 1);
+    stacks->push_back(at);
+  };
+  for (int i = 0; i < 200; ++i) make();
+  return {[=](Check& c) {
+            for (char* at : *stacks) c.same(faults(at) ? 1 : 0, 1, "guard");
+            for (char* at : *stacks) c.same(faults(at + 4096) ? 1 : 0, 0, "its stack");
+            c.same(stacks->back()[kStack - 1], (char)(stacks->size()), "content");
+          },
+          [=] {
+            MUST(munmap(stacks->front(), kStack) == 0);
+            stacks->erase(stacks->begin());
+            char* kept = stacks->front();
+            MUST(madvise(kept, 1 << 12, 103) == 0);
+            kept[0] = 7;
+            MUST(madvise(kept, 1 << 12, 102) == 0);   // what was written is gone
+            for (int i = 0; i < 2; ++i) make();
+            stacks->back()[kStack - 1] = (char)stacks->size();
+          }};
+}
+
+// Larger than a page table, and shrinking.
+Animal guard_that_shrinks() {
+  constexpr size_t kBytes = 64 << 20;
+  auto* at = map(kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+  memset(at, 1, 64 << 12);
+  auto begins = std::make_shared<size_t>(4 << 12);
+  if (madvise(at + *begins, kBytes - *begins - 4096, 102) != 0) {
+    tracee::say("SKIPPED: MADV_GUARD_INSTALL (Linux 6.13)");
+    _exit(77);
+  }
+  return {[=](Check& c) {
+            c.same(at[0], 1, "before");
+            c.same(faults(at + *begins), 1, "begins");
+            if (*begins > 4 << 12) c.same(at[*begins - 4096], 5, "where it was");
+            c.same(faults(at + (kBytes / 2)), 1, "middle");
+            c.same(faults(at + kBytes - 8192), 1, "end");
+            c.same(faults(at + kBytes - 4096), 0, "behind");
+          },
+          [=] {
+            MUST(madvise(at + *begins, 130 << 12, 103) == 0);
+            *begins += 130 << 12;
+            at[*begins - 4096] = 5;
+          }};
+}
+
+Animal guard_that_moves() {
+  auto where = std::make_shared<char*>(map(16 << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS));
+  memset(*where, 3, 16 << 12);
+  if (madvise(*where + (4 << 12), 2 << 12, 102) != 0) {
+    tracee::say("SKIPPED: MADV_GUARD_INSTALL (Linux 6.13)");
+    _exit(77);
+  }
+  return {[=](Check& c) {
+            c.same((*where)[3 << 12], 3, "before");
+            c.same(faults(*where + (4 << 12)), 1, "guard");
+            c.same(faults(*where + (5 << 12)), 1, "its second page");
+            c.same((*where)[6 << 12], 3, "behind");
+          },
+          [=] {
+            char* free_place = map(32 << 12, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS);
+            void* moved = mremap(*where, 16 << 12, 16 << 12, MREMAP_MAYMOVE | MREMAP_FIXED, free_place);
+            MUST(moved != MAP_FAILED);
+            *where = static_cast<char*>(moved);
+          }};
+}
+
+Animal guard_in_locked_memory() {
+  auto* at = map(8 << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  if (madvise(at + (2 << 12), 1 << 12, 102) != 0) {
+    tracee::say("SKIPPED: MADV_GUARD_INSTALL (Linux 6.13)");
+    _exit(77);
+  }
+  (void)mlock(at, 8 << 12);   // locks, and says that the guard cannot be filled
+  at[0] = 9;
+  return {[=](Check& c) {
+            c.same(at[0], 9, "content");
+            c.same(faults(at + (2 << 12)), 1, "guard");
+            expect_flag(c, at, "lo");
+          },
+          {}};
+}
+
+Animal guard_of_two() {
+  auto* at = map(8 << 12, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  auto* told = map(4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+  if (madvise(at + (2 << 12), 1 << 12, 102) != 0) {
+    tracee::say("SKIPPED: MADV_GUARD_INSTALL (Linux 6.13)");
+    _exit(77);
+  }
+  child([=] {
+    for (;;) {
+      if (told[0] == 1) {
+        told[1] = faults(at + (2 << 12)) ? 1 : 2;
+        told[0] = 0;
+      }
+      usleep(1000);
+    }
+  });
+  return {[=](Check& c) {
+            c.same(faults(at + (2 << 12)), 1, "guard");
+            told[1] = 0;
+            told[0] = 1;
+            for (int i = 0; i < 5000 && told[0] != 0; ++i) usleep(1000);
+            c.same(told[1], 1, "the child's guard");
+          },
+          {}};
+}
+
+Animal guard_in_shared_memory() {
+  auto* at = map(8 << 12, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+  if (madvise(at + (2 << 12), 1 << 12, 102) != 0) {
+    tracee::say("SKIPPED: MADV_GUARD_INSTALL in shared memory (Linux 6.15)");
+    _exit(77);
+  }
+  return {[=](Check& c) { c.same(faults(at + (2 << 12)), 1, "guard"); }, {}};
+}
+
 Animal guard_in_file() {
   std::string path = place("guard");
   int fd = open(path.c_str(), O_CREAT | O_RDWR | O_TRUNC, 0600);
@@ -418,8 +546,14 @@ const std::vector<Case> kCases = {
     {"file-deleted-shared", "mapped file", nullptr, deleted_shared},
     {"file-memfd-private", "mapped file", "has no name", memfd_private},
     {"file-beyond-end", "mapped file", nullptr, beyond_end},
-    {"guard-region", "guard region", kLost, guard_region},
-    {"guard-in-file", "guard region", kLost, guard_in_file},
+    {"guard-region", "guard region", nullptr, guard_region},
+    {"guard-in-file", "guard region", nullptr, guard_in_file},
+    {"guard-stacks", "guard region", nullptr, guards_of_stacks},
+    {"guard-shrinks", "guard region", nullptr, guard_that_shrinks},
+    {"guard-moves", "guard region", nullptr, guard_that_moves},
+    {"guard-locked", "guard region", nullptr, guard_in_locked_memory},
+    {"guard-forked", "guard region", nullptr, guard_of_two},
+    {"guard-shared", "guard region", "guard region in shared memory", guard_in_shared_memory},
     {"madvise-dontfork", "madvise", nullptr, advised_dontfork},
     {"madvise-dontdump", "madvise", nullptr, advised_dontdump},
     {"madvise-wipeonfork", "madvise", nullptr, advised_wipeonfork},

@@ -30,6 +30,17 @@ bool all_zero(std::span<const std::byte> bytes) {
 }
 }  // namespace
 
+std::string shared_guard(const MemoryMap& map, const Pagemap& pagemap) {
+  constexpr Pagemap::Query kGuards{.mask = abi::kPageIsGuard, .returned = abi::kPageIsGuard};
+  std::vector<PageRun> found;
+  for (const Vma& v : map.vmas()) {
+    if (!v.shared) continue;
+    if (!pagemap.scan(v.start, v.end, kGuards, found)) return "";   // a kernel that has none there
+    if (!found.empty()) return page_text(found.front().first);
+  }
+  return "";
+}
+
 Result<std::unique_ptr<AddressSpace>> AddressSpace::attach(pid_t pid, std::uint64_t object,
                                                            Tracee& thread, const std::string& tracker,
                                                            bool keep_digests, std::shared_ptr<Copier> copier,
@@ -153,9 +164,38 @@ Result<std::uint64_t> AddressSpace::collect(backend::PageSink& sink, const Still
     if (granularity_ > 1) add_group(run);
   }
   if (!outcome) return std::move(outcome).error();
-  if (!key_problem_.empty()) return make_error(Code::kUnsupported, "capture memory", key_problem_);
+  if (!problem_.empty()) return make_error(Code::kUnsupported, "capture memory", problem_);
   for (PageRun run : collected_.gone) forget(run, sink);
+  if (!still.mappings) BATON_TRY(look_at_guards());
+  for (PageRun run : collected_.guards) guards_.add(run);
   return found;
+}
+
+// Which of them are none any more: given up (MADV_GUARD_REMOVE), unmapped, moved.
+Result<void> AddressSpace::look_at_guards() {
+  if (guards_.empty()) return {};
+  std::vector<std::uint64_t> entries;
+  std::vector<PageRun> removed;
+  Result<void> outcome = {};
+  guards_.for_each_run([&](PageRun run) {
+    entries.resize(run.count);
+    outcome = pagemap_.read(run.first, entries);
+    for (std::uint64_t i = 0; outcome && i < run.count; ++i) {
+      if ((entries[i] & abi::kPagemapGuard) == 0) removed.push_back({run.first + i, 1});
+    }
+    return static_cast<bool>(outcome);
+  });
+  for (PageRun run : removed) guards_.remove(run);
+  return outcome;
+}
+
+void AddressSpace::write_guards(pb::ProcessState& out) const {
+  guards_.for_each_run([&](PageRun run) {
+    pb::GuardRange* guard = out.add_guards();
+    guard->set_start(run.first * kPage);
+    guard->set_end(run.end() * kPage);
+    return true;
+  });
 }
 
 // The known pages around a written run: to the edges of its groups.
@@ -248,9 +288,12 @@ Result<bool> AddressSpace::read_stubborn(std::uint64_t page, std::span<std::byte
   std::uint64_t entry = 0;
   BATON_TRY(pagemap_.read(page, std::span(&entry, 1)));
   if (entry & abi::kPagemapGuard) {
+    guards_.add({page, 1});
+  } else if ((entry & abi::kPagemapSwapped) && !entry_has_page(entry)) {
     return make_error(Code::kUnsupported, "copy memory",
                       "process " + std::to_string(pid_) + ", address " + page_text(page) +
-                          ": a guard region (MADV_GUARD_INSTALL) is not supported");
+                          ": the page is poisoned, or a guard region (MADV_GUARD_INSTALL) that this kernel does not tell of",
+                      "Linux 6.15 tells of guard regions.");
   }
   return false;
 }
@@ -386,6 +429,9 @@ Result<void> AddressSpace::verify(VerifyReport& report) {
         ++report.pages;
         std::uint64_t entry = entries[p - from];
         bool own = entry_has_page(entry) && !(file && (entry & abi::kPagemapFile));
+        if (((entry & abi::kPagemapGuard) != 0) != guards_.contains(p)) {
+          differs(p, own || entry == 0 ? "a guard region in the checkpoint only" : "a guard region that the checkpoint lacks");
+        }
         const ContentMap::Digest* digest = known_.contains(p) ? digests_.find(p) : nullptr;
         if (!own && digest == nullptr) continue;      // zeros, or the file, here and there
         if (!own && file) {
@@ -458,12 +504,15 @@ void AddressSpace::refresh_flags() {
     if (auto read = read_vm_flags(pid_)) flags_ = std::move(*read);
     flags_of_mappings_ = map_.vmas().size();
     flags_read_ = std::chrono::steady_clock::now();
-    key_problem_.clear();
+    problem_.clear();
     for (const auto& [start, entry] : flags_) {
       for (const auto& flag : entry.flags) {
         if (flag.rfind("pk", 0) != 0) continue;
-        key_problem_ = "process " + std::to_string(pid_) + ", mapping at " + page_text(start / kPage) + ": protection keys are not supported";
+        problem_ = "process " + std::to_string(pid_) + ", mapping at " + page_text(start / kPage) + ": protection keys are not supported";
       }
+    }
+    if (auto at = shared_guard(map_, pagemap_); !at.empty()) {
+      problem_ = "process " + std::to_string(pid_) + ", address " + at + ": a guard region in shared memory is not supported";
     }
   }
 }

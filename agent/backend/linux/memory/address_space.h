@@ -24,6 +24,9 @@
 
 namespace baton::linux_backend {
 
+// Where shared memory has a guard region, in hexadecimal, which no checkpoint can hold; empty: nowhere.
+std::string shared_guard(const MemoryMap& map, const Pagemap& pagemap);
+
 class AddressSpace {
  public:
   // `thread` is a stopped thread of `pid`. `tracker`: empty: the best that works here; a named
@@ -55,7 +58,7 @@ class AddressSpace {
   // These are to be copied too, if they are there.
   void copy_again(PageRun run);
   // Copies pending pages while the sink has room. Answers pages taken.
-  // Fails: kTraceeGone, kUnsupported (a guard region).
+  // Fails: kTraceeGone, kUnsupported (a page that nobody can read).
   Result<std::uint64_t> copy(backend::PageSink& sink);
   // The same, stopped, for few pages: into memory of our own that is there already, so that no
   // lock and no page fault stands in the way; emit_staged hands them to a sink afterwards. False:
@@ -78,6 +81,8 @@ class AddressSpace {
   void refresh_flags();
   // Adds them to mappings that fill_mapping wrote; refreshed first unless `frozen`.
   void write_flags(bool frozen, pb::ProcessState& out);
+  // Guard regions (madvise(2) MADV_GUARD_INSTALL) as of the last stopped collect and copy.
+  void write_guards(pb::ProcessState& out) const;
 
  private:
   AddressSpace() = default;
@@ -92,6 +97,7 @@ class AddressSpace {
   void add_group(PageRun run);
   void taken(PageRun run, std::span<const std::byte> bytes);
   void forget(PageRun run, backend::PageSink& sink);
+  Result<void> look_at_guards();
 
   pid_t pid_ = 0;
   std::uint64_t object_ = 0;
@@ -103,6 +109,7 @@ class AddressSpace {
   Fd mem_, statm_;
   std::uint64_t total_pages_ = 0;      // of all mappings, when map_ was read
   PageSet known_, pending_;
+  PageSet guards_;                     // none of them in known_
   Collected collected_;
   bool map_changed_ = false;           // found by enroll()
   bool keep_digests_ = false;
@@ -116,7 +123,7 @@ class AddressSpace {
   std::map<std::uint64_t, VmFlags> flags_;
   std::size_t flags_of_mappings_ = 0;
   std::chrono::steady_clock::time_point flags_read_{};
-  std::string key_problem_;
+  std::string problem_;
 };
 
 }  // namespace baton::linux_backend

@@ -28,8 +28,9 @@ class Scan final : public Tracker {
           if (own) {
             if (!out.written.empty() && out.written.back().end() == page) ++out.written.back().count;
             else out.written.push_back({page, 1});
-          } else if (known.contains(page)) {
-            out.gone.push_back({page, 1});
+          } else {
+            if (known.contains(page)) out.gone.push_back({page, 1});
+            if (entry & abi::kPagemapGuard) out.guard(page);
           }
         }
       }

@@ -41,6 +41,7 @@ class SoftDirty final : public Tracker {
           bool have = known.contains(page);
           if (!own) {
             if (have) out.gone.push_back({page, 1});
+            if (entry & abi::kPagemapGuard) out.guard(page);
           } else if (!have || (still.stopped && (entry & kSoftDirty))) {
             if (!out.written.empty() && out.written.back().end() == page) ++out.written.back().count;
             else out.written.push_back({page, 1});

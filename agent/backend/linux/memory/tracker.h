@@ -16,8 +16,13 @@ namespace baton::linux_backend {
 struct Collected {
   std::vector<PageRun> written;   // may have changed; page number = address / 4096
   std::vector<PageRun> gone;      // of `known`: read as zeros, or as the file, again
+  std::vector<PageRun> guards;    // new ones, as far as they were met (MADV_GUARD_INSTALL)
   std::uint64_t untracked = 0;    // pages of mappings that are left out until enroll() or a stopped collect
-  void clear() { written.clear(); gone.clear(); untracked = 0; }
+  void clear() { written.clear(); gone.clear(); guards.clear(); untracked = 0; }
+  void guard(std::uint64_t page) {
+    if (!guards.empty() && guards.back().end() == page) ++guards.back().count;
+    else guards.push_back({page, 1});
+  }
 };
 
 // What is known of the program's threads while a tracker collects.

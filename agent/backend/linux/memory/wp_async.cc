@@ -258,6 +258,9 @@ class WpAsync final : public Tracker {
           while (to < entries_.size() && entry_has_page(entries_[to]) == page) ++to;
           if (!page) {
             forget(known, first + from, first + to, out);
+            for (std::uint64_t i = from; i < to; ++i) {
+              if (entries_[i] & abi::kPagemapGuard) out.guard(first + i);
+            }
           } else if (out.written.size() > at && out.written.back().end() == first + from) {
             out.written.back().count += to - from;
           } else {
@@ -279,6 +282,7 @@ class WpAsync final : public Tracker {
       entries_.resize(run.count);
       BATON_TRY(pagemap_.read(run.first, entries_));
       for (std::uint64_t i = 0; i < run.count; ++i) {
+        if (entries_[i] & abi::kPagemapGuard) out.guard(run.first + i);
         if (!entry_has_page(entries_[i]) || (entries_[i] & abi::kPagemapFile)) continue;
         if (out.written.size() > at && out.written.back().end() == run.first + i) ++out.written.back().count;
         else out.written.push_back({run.first + i, 1});

@@ -23,6 +23,7 @@ namespace {
 
 constexpr std::uint64_t kTaskSize = 0x7ffffffff000;
 constexpr std::uint64_t kPopulateBytes = 128u << 10;
+constexpr int kGuardInstall = 102, kGuardRemove = 103;   // MADV_*, Linux 6.13
 
 struct Region {
   std::uint64_t start = 0, end = 0;
@@ -307,6 +308,21 @@ void extend(std::vector<Stretch>& list, std::uint64_t from, std::uint64_t to, co
   else list.push_back({from, to, now});
 }
 
+using Guards = google::protobuf::RepeatedPtrField<pb::GuardRange>;
+
+Result<void> advise_guards(BuiltProcess& process, const Guards& guards, int advice, std::uint64_t flags) {
+  std::vector<PuppetRecord> calls;
+  for (const auto& guard : guards) {
+    calls.push_back(record(SYS_madvise, {guard.start(), guard.end() - guard.start(), static_cast<std::uint64_t>(advice)}, flags));
+    if (calls.size() == kMaxBatch) BATON_TRY(run(process.leader(), calls, "guard regions", subject(process)));
+  }
+  return calls.empty() ? Result<void>() : run(process.leader(), calls, "guard regions", subject(process));
+}
+
+bool same_guards(const Guards& a, const Guards& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) { return x.start() == y.start() && x.end() == y.end(); });
+}
+
 }  // namespace
 
 Result<void> build_address_space(Construction& c, BuiltProcess& process) {
@@ -322,6 +338,7 @@ Result<void> build_address_space(Construction& c, BuiltProcess& process) {
   Mapper mapper(c, process);
   for (const auto& m : process.state->mappings()) BATON_TRY(mapper.add(m));
   BATON_TRY(mapper.finish());
+  BATON_TRY(advise_guards(process, process.state->guards(), kGuardInstall, 0));
   BATON_TRY(set_layout(process, true));
   // The template's descriptors, which every process inherits.
   BATON_TRY(puppet.checked("close_range", subject(process), SYS_close_range, {static_cast<std::uint64_t>(c.first_number), ~0u, 0}));
@@ -394,7 +411,9 @@ Result<void> follow_address_space(Construction& c, BuiltProcess& process, const 
     }
   });
   bool layout = old.layout().SerializeAsString() != process.state->layout().SerializeAsString();
-  if (gone.empty() && made.empty() && protect.empty() && !layout) return {};
+  // Before mappings change: to find the old ones where they were.
+  if (!same_guards(old.guards(), process.state->guards())) BATON_TRY(advise_guards(process, old.guards(), kGuardRemove, kMayFail));
+  else if (gone.empty() && made.empty() && protect.empty() && !layout) return {};
   Puppet& puppet = process.leader();
   std::vector<PuppetRecord> calls;
   for (const auto& s : gone) calls.push_back(record(SYS_munmap, {s.start, s.end - s.start}));
@@ -420,7 +439,8 @@ Result<void> follow_address_space(Construction& c, BuiltProcess& process, const 
   BATON_TRY(make_whole(c, process, remade));
   if (brought) BATON_TRY(puppet.checked("close_range", subject(process), SYS_close_range, {static_cast<std::uint64_t>(c.first_number), ~0u, 0}));
   if (layout) BATON_TRY(set_layout(process, false));
-  return {};
+  // What was made anew has none.
+  return advise_guards(process, process.state->guards(), kGuardInstall, 0);
 }
 
 Result<void> drop_private(BuiltProcess& process, std::span<const backend::PageRange> pages) {

@@ -24,6 +24,7 @@ std::string attributes_of(const pb::ProcessState& process) {
   pb::ProcessState kept = process;
   kept.clear_mappings();
   kept.clear_layout();
+  kept.clear_guards();
   kept.clear_descriptors();
   kept.clear_epoll_watches();
   kept.clear_pending_signals();
