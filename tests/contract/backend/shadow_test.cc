@@ -244,7 +244,10 @@ TEST_P(ShadowOf, ChangesBetweenCheckpoints_IsAsItWasAtTheLast) {
 
 INSTANTIATE_TEST_SUITE_P(Zoo, ShadowOf,
                          ::testing::Values("memory guard-region", "memory guard-stacks", "memory guard-shrinks", "memory guard-moves",
-                                           "memory memory-given-back", "memory memory-remapped", "memory memory-shared"),
+                                           "memory memory-given-back", "memory memory-remapped", "memory memory-shared",
+                                           "descriptors epoll-closed-number", "descriptors epoll-reused-number", "descriptors epoll-shared",
+                                           "descriptors pidfd-shared", "descriptors pidfd-ended", "descriptors pidfd-zombie",
+                                           "descriptors pipe-one-packet", "files proc-files", "files file-owner"),
                          [](const auto& one) {
                            std::string name = one.param;
                            for (char& c : name) if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';

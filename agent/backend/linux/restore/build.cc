@@ -196,10 +196,9 @@ class LinuxBuild final : public backend::Build {
     } else if (behind.count() > 0) {
       std::this_thread::sleep_for(behind);   // they never run backwards
     }
-    if (std::exchange(c_.shadow, false)) {
-      BATON_TRY(open_late_files(c_));
-      BATON_TRY(settle_connections(c_));
-    }
+    const bool stood_by = std::exchange(c_.shadow, false);
+    if (stood_by || std::count(c_.open_numbers.begin(), c_.open_numbers.end(), -1) != 0) BATON_TRY(open_late_files(c_));
+    if (stood_by) BATON_TRY(settle_connections(c_));
     BATON_TRY(name_memory(c_));
     BATON_TRY(seal());
     // What it holds open must not keep pipes and sockets alive; it ends once the program runs.

@@ -19,7 +19,9 @@ struct PlacedDescriptor {
   int made = -1;                           // the template's number for it
   bool close_on_exec = false;
 };
-using PlacedWatch = std::tuple<int, int, std::uint32_t, std::uint64_t>;   // epoll, target, events, data
+// Epoll, target, events, data; and the template's number for what is watched, when `target` is
+// closed or something else by now (-1: it is not).
+using PlacedWatch = std::tuple<int, int, std::uint32_t, std::uint64_t, int>;
 
 struct BuiltProcess {
   const pb::ProcessState* state = nullptr;
@@ -60,6 +62,7 @@ struct Construction {
   std::map<std::uint64_t, int> private_owner;  // memory object -> PID inside
   bool connections = false;                // TCP connections go on; else they are found reset
   std::vector<LiveConnection> live;
+  std::set<int> signalling;                // O_ASYNC is set by the program's own number for them, open_numbers
   std::vector<LiveConnection> waiting;     // datagram sockets whose queue is filled once all are bound
   Puppet& maker() { return template_process.front(); }
 };
@@ -87,6 +90,8 @@ Result<void> resume_connections(Construction& c);
 Result<void> place_descriptors(Construction& c, BuiltProcess& process);
 Result<void> set_watches(Construction& c, BuiltProcess& process);            // until they are what the state says
 Result<void> set_record_locks(Construction& c, BuiltProcess& process);
+Result<std::int64_t> change_watch(const Construction& c, BuiltProcess& process, const PlacedWatch& watch, int operation);   // -errno
+Result<void> set_owner(Construction& c, BuiltProcess& process, const pb::Descriptor& descriptor);   // F_SETOWN, F_SETSIG, O_ASYNC
 void forget_number(Construction& c, int number);
 bool comes_at_activation(const Construction& c, const pb::OpenFile& file);
 // The template's descriptor `made` becomes `to` in another process.

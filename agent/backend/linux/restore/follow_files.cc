@@ -17,7 +17,7 @@
 namespace baton::restore {
 namespace {
 
-constexpr std::uint32_t kSettable = O_APPEND | O_ASYNC | O_DIRECT | O_NOATIME | O_NONBLOCK;
+constexpr std::uint32_t kSettable = O_APPEND | O_DIRECT | O_NOATIME | O_NONBLOCK;   // O_ASYNC: see set_owner
 
 std::uint64_t u(int value) { return static_cast<std::uint64_t>(static_cast<std::int64_t>(value)); }
 
@@ -127,14 +127,14 @@ Result<void> adjust(Construction& c, const pb::OpenFile& old, const pb::OpenFile
     if (seekable) BATON_TRY(c.maker().checked("seek", now.path(), SYS_lseek, {u(number), now.position(), SEEK_SET}));
   }
   if (((old.flags() ^ now.flags()) & kSettable) != 0) {
-    BATON_TRY(c.maker().checked("F_SETFL", now.path(), SYS_fcntl, {u(number), F_SETFL, now.flags() & kSettable}));
+    BATON_TRY(c.maker().checked("F_SETFL", now.path(), SYS_fcntl, {u(number), F_SETFL, now.flags() & (kSettable | O_ASYNC)}));
   }
   return {};
 }
 
 // Closes what is not to stay where it is, in one process. A closed number takes the process's
 // watches of it along.
-Result<void> clear_places(BuiltProcess& process, const std::map<int, PlacedDescriptor>& wanted) {
+Result<void> clear_places(const Construction& c, BuiltProcess& process, const std::map<int, PlacedDescriptor>& wanted) {
   Batch batch(process.leader(), "descriptors of process " + std::to_string(process.state->pid()));
   for (auto it = process.placed.begin(); it != process.placed.end();) {
     auto found = wanted.find(it->first);
@@ -151,13 +151,13 @@ Result<void> clear_places(BuiltProcess& process, const std::map<int, PlacedDescr
     // While both descriptions are still there, so that a number that is given again is not
     // taken for the old watch.
     for (auto watch = process.watches.begin(); watch != process.watches.end();) {
-      if (std::get<0>(*watch) != it->first && std::get<1>(*watch) != it->first) {
+      const int stale = std::get<4>(*watch);
+      const bool watched = stale < 0 ? std::get<1>(*watch) == it->first : stale == it->second.made;
+      if (std::get<0>(*watch) != it->first && !watched) {
         ++watch;
         continue;
       }
-      BATON_TRY(batch.room());
-      std::uint64_t event = batch.value(std::array<std::uint32_t, 3>{});
-      batch.add("epoll_ctl", SYS_epoll_ctl, {u(std::get<0>(*watch)), EPOLL_CTL_DEL, u(std::get<1>(*watch)), event}, kMayFail);
+      BATON_TRY(change_watch(c, process, *watch, EPOLL_CTL_DEL));   // one whose file has been closed is gone already
       watch = process.watches.erase(watch);
     }
     batch.add("close", SYS_close, {u(it->first)});
@@ -172,13 +172,7 @@ Result<void> place_missing(Construction& c, BuiltProcess& process) {
     if (made < 0 || process.placed.count(d.number()) != 0) continue;
     BATON_TRY(bring_descriptor(c, process.leader(), made, d.number(), d.close_on_exec()));
     process.placed[d.number()] = {made, d.close_on_exec()};
-    const auto& file = c.state.open_files(static_cast<int>(d.open_file()));
-    if (file.owner() != 0) {
-      std::int32_t owner[2] = {file.owner_type(), file.owner() < 0 ? -file.owner() : file.owner()};
-      BATON_ASSIGN(std::uint64_t at, process.leader().put(std::as_bytes(std::span(owner))));
-      BATON_TRY(process.leader().call(SYS_fcntl, {u(d.number()), F_SETOWN_EX, at}));
-    }
-    if (file.owner_signal() != 0) BATON_TRY(process.leader().call(SYS_fcntl, {u(d.number()), F_SETSIG, u(file.owner_signal())}));
+    BATON_TRY(set_owner(c, process, d));
   }
   return {};
 }
@@ -245,13 +239,14 @@ Result<void> follow_files(Construction& c, const pb::LinuxState& old) {
     if (process.threads.empty()) continue;
     std::map<int, PlacedDescriptor> wanted;
     for (const auto& d : process.state->descriptors()) wanted[d.number()] = {c.open_numbers[d.open_file()], d.close_on_exec()};
-    BATON_TRY(clear_places(process, wanted));
+    BATON_TRY(clear_places(c, process, wanted));
   }
   Batch closing(c.maker(), "template process");
   for (std::size_t i = 0; i < old_numbers.size(); ++i) {
     if (old_numbers[i] < 0 || kept.count(static_cast<int>(i)) != 0) continue;
     BATON_TRY(closing.room());
     closing.add("close", SYS_close, {u(old_numbers[i])});
+    c.signalling.erase(old_numbers[i]);
     forget_number(c, old_numbers[i]);
   }
   BATON_TRY(closing.run());

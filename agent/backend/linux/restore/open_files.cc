@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/epoll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
@@ -12,6 +13,7 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -24,9 +26,17 @@ namespace {
 constexpr std::uint64_t kSetTicks = 0x40085400;   // TFD_IOC_SET_TICKS (Linux 3.17)
 constexpr int kMaxWatchNumber = 65536;
 constexpr std::uint64_t kSecondText = 8192;   // in the area, behind a path
+constexpr std::uint64_t kNotForOpen = O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_ASYNC;
 constexpr std::uint64_t kAtCwd = static_cast<std::uint64_t>(AT_FDCWD);
 
 Error refuse(const std::string& text, const std::string& hint = {}) { return make_error(Code::kUnsupported, "build", text, hint); }
+
+// A file of /proc/PID, which is there as soon as the process is.
+bool is_of_process(const pb::OpenFile& file) {
+  constexpr std::string_view kFolder = "/proc/";
+  return file.kind() == pb::OPEN_FILE_PATH && file.path().rfind(kFolder, 0) == 0 && file.path().size() > kFolder.size() &&
+         file.path()[kFolder.size()] >= '1' && file.path()[kFolder.size()] <= '9';
+}
 
 class Opener {
  public:
@@ -121,11 +131,31 @@ class Opener {
       case pb::OPEN_FILE_KEEPER_ERR: return checked("dup", "stderr", SYS_dup, {u(c_.keeper_err)});
       case pb::OPEN_FILE_NULL: return open_path("/dev/null", file.flags() & O_ACCMODE);
       case pb::OPEN_FILE_INOTIFY: return open_inotify(file);
+      case pb::OPEN_FILE_PIDFD: return open_pidfd(file);
       default: return refuse("an open file of unknown kind " + std::to_string(file.kind()));
     }
   }
 
+  // Its process is there by now (comes_at_activation).
+  Result<int> open_pidfd(const pb::OpenFile& file) {
+    const std::string about = "process " + std::to_string(file.pidfd_pid());
+    const std::uint64_t of_thread = file.flags() & O_EXCL;   // PIDFD_THREAD
+    if (file.pidfd_pid() > 0) return checked("pidfd_open", about, SYS_pidfd_open, {u(file.pidfd_pid()), of_thread});
+    // One that has been waited for: of a child that is at once.
+    BATON_ASSIGN(Puppet child, maker_.clone(0, SIGCHLD, 0));
+    BATON_ASSIGN(int low, checked("pidfd_open", "a child", SYS_pidfd_open, {u(child.inside()), of_thread}));
+    const int inside = child.inside();
+    BATON_TRY(child.end(0));
+    BATON_TRY(maker_.checked("wait4", "a child", SYS_wait4, {u(inside), 0, __WALL, 0}));
+    return low;
+  }
+
   Result<int> open_named(const pb::OpenFile& file) {
+    if (is_of_process(file)) {
+      BATON_ASSIGN(int low, open_path(file.path(), file.flags() & ~kNotForOpen));
+      if (file.position() != 0 && (file.flags() & O_PATH) == 0) BATON_TRY(maker_.call(SYS_lseek, {u(low), file.position(), SEEK_SET}));
+      return low;
+    }
     struct stat there{};
     if (::stat(file.path().c_str(), &there) != 0) {
       Error error = errno_error("open", file.path());
@@ -133,8 +163,7 @@ class Opener {
       return error;
     }
     if ((there.st_mode & S_IFMT) != (file.mode() & S_IFMT)) return refuse(file.path() + " is another kind of file here");
-    constexpr std::uint64_t kOpening = O_CREAT | O_EXCL | O_TRUNC | O_CLOEXEC | O_ASYNC;
-    BATON_ASSIGN(int low, open_path(file.path(), file.flags() & ~kOpening));
+    BATON_ASSIGN(int low, open_path(file.path(), file.flags() & ~kNotForOpen));
     bool seekable = S_ISREG(file.mode()) || S_ISDIR(file.mode()) || S_ISBLK(file.mode());
     if (seekable && file.position() != 0 && (file.flags() & O_PATH) == 0) {
       BATON_TRY(maker_.checked("seek", file.path(), SYS_lseek, {u(low), file.position(), SEEK_SET}));
@@ -161,6 +190,13 @@ class Opener {
     return reopen(access == O_WRONLY ? ends.second : ends.first, access | (file.flags() & O_NONBLOCK));   // O_DIRECT by set_flags: open(2) refuses it
   }
 
+  bool has_packets(const pb::OpenFile& file) const {
+    const auto& all = c_.state.open_files();
+    return c_.state.pipes(static_cast<int>(file.pipe() - 1)).packets_size() > 1 || std::any_of(all.begin(), all.end(), [&](const auto& end) {
+      return end.pipe() == file.pipe() && (end.flags() & O_DIRECT) != 0 && (end.flags() & O_ACCMODE) != O_RDONLY;
+    });
+  }
+
   Result<void> make_pipe(const pb::OpenFile& file, std::pair<int, int>& ends) {
     const auto& pipe = c_.state.pipes(static_cast<int>(file.pipe() - 1));
     int first = -1, second = -1;
@@ -168,7 +204,7 @@ class Opener {
       BATON_ASSIGN(first, open_path(file.path(), O_RDONLY | O_NONBLOCK));
       BATON_ASSIGN(second, open_path(file.path(), O_WRONLY | O_NONBLOCK));
     } else {
-      BATON_TRY(maker_.checked("pipe2", "pipe", SYS_pipe2, {maker_.data(), static_cast<std::uint64_t>(pipe.packets_size() > 1 ? O_DIRECT | O_NONBLOCK : O_NONBLOCK)}));
+      BATON_TRY(maker_.checked("pipe2", "pipe", SYS_pipe2, {maker_.data(), static_cast<std::uint64_t>(has_packets(file) ? O_DIRECT | O_NONBLOCK : O_NONBLOCK)}));
       int pair[2];
       BATON_TRY(maker_.read(maker_.data(), std::as_writable_bytes(std::span(pair))));
       first = pair[0], second = pair[1];
@@ -253,6 +289,7 @@ Result<Fd> fetch(pid_t pid, int number) {
 // A datagram that comes before its time would be taken by a program that does not run; watches
 // of files would fill up; a kind that is not known here may be as particular.
 bool comes_at_activation(const Construction& c, const pb::OpenFile& file) {
+  if (file.kind() == pb::OPEN_FILE_PIDFD || is_of_process(file)) return true;   // once the process is there
   if (!c.shadow) return false;
   if (file.kind() == pb::OPEN_FILE_INOTIFY) return true;
   if (file.kind() != pb::OPEN_FILE_SOCKET) return false;
@@ -419,14 +456,7 @@ Result<void> place_descriptors(Construction& c, BuiltProcess& process) {
     return errno_error(static_cast<int>(-calls[done - 1].answer), "place descriptor", std::to_string(calls[done - 1].args[1]) + " of process " + std::to_string(process.state->pid()));
   }
   for (const auto& d : process.state->descriptors()) {
-    if (process.placed.count(d.number()) == 0) continue;
-    const auto& file = c.state.open_files(static_cast<int>(d.open_file()));
-    if (file.owner() != 0) {
-      std::int32_t owner[2] = {file.owner_type(), file.owner() < 0 ? -file.owner() : file.owner()};
-      BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(owner))));
-      BATON_TRY(puppet.call(SYS_fcntl, {u(d.number()), F_SETOWN_EX, at}));
-    }
-    if (file.owner_signal() != 0) BATON_TRY(puppet.call(SYS_fcntl, {u(d.number()), F_SETSIG, u(file.owner_signal())}));
+    if (process.placed.count(d.number()) != 0) BATON_TRY(set_owner(c, process, d));
   }
   return set_watches(c, process);
 }
@@ -439,26 +469,74 @@ Result<void> set_record_locks(Construction& c, BuiltProcess& process) {
   return {};
 }
 
-Result<void> set_watches(Construction&, BuiltProcess& process) {
+Result<void> set_owner(Construction& c, BuiltProcess& process, const pb::Descriptor& descriptor) {
   auto u = Opener::u;
   Puppet& puppet = process.leader();
+  const auto& file = c.state.open_files(static_cast<int>(descriptor.open_file()));
+  const int number = descriptor.number();
+  if (file.owner() != 0) {
+    std::int32_t owner[2] = {file.owner_type(), file.owner() < 0 ? -file.owner() : file.owner()};
+    BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(owner))));
+    BATON_TRY(puppet.call(SYS_fcntl, {u(number), F_SETOWN_EX, at}));
+  }
+  if (file.owner_signal() != 0) BATON_TRY(puppet.call(SYS_fcntl, {u(number), F_SETSIG, u(file.owner_signal())}));
+  if ((file.flags() & O_ASYNC) == 0 || (file.flags() & O_PATH) != 0) return {};
+  // The signal tells by which number this was set: the first that the program has.
+  if (!c.signalling.insert(c.open_numbers[descriptor.open_file()]).second) return {};
+  for (std::uint32_t flags : {file.flags() & ~static_cast<std::uint32_t>(O_ASYNC), file.flags()}) {
+    BATON_TRY(puppet.checked("F_SETFL", "descriptor " + std::to_string(number), SYS_fcntl, {u(number), F_SETFL, flags}));
+  }
+  return {};
+}
+
+Result<std::int64_t> change_watch(const Construction& c, BuiltProcess& process, const PlacedWatch& watch, int operation) {
+  auto u = Opener::u;
+  const auto& [epoll, target, events, data, made] = watch;
+  Puppet& puppet = process.leader();
+  struct { std::uint32_t events; std::uint32_t data[2]; } event{events, {}};
+  std::memcpy(event.data, &data, sizeof event.data);
+  BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&event, 1))));
+  const std::uint64_t wanted = u(operation), number = u(target);
+  if (made < 0) return puppet.call(SYS_epoll_ctl, {u(epoll), wanted, number, at});
+  // For a moment the number is what it was when the program said it.
+  const auto holder = std::find_if(process.placed.begin(), process.placed.end(), [&, m = made](const auto& one) { return one.second.made == m; });
+  if (holder == process.placed.end()) return -ENOENT;
+  const std::string about = "descriptor " + std::to_string(target);
+  const auto present = process.placed.find(target);
+  std::uint64_t aside = 0;
+  if (present != process.placed.end()) {
+    BATON_ASSIGN(aside, puppet.checked("dup", about, SYS_fcntl, {number, F_DUPFD_CLOEXEC, u(c.first_number)}));
+  }
+  BATON_TRY(puppet.checked("dup3", about, SYS_dup3, {u(holder->first), number, O_CLOEXEC}));
+  BATON_ASSIGN(std::int64_t answer, puppet.call(SYS_epoll_ctl, {u(epoll), wanted, number, at}));
+  if (present != process.placed.end()) {
+    BATON_TRY(puppet.checked("dup3", about, SYS_dup3, {aside, number, present->second.close_on_exec ? O_CLOEXEC : 0ull}));
+    BATON_TRY(puppet.call(SYS_close, {aside}));
+  } else {
+    BATON_TRY(puppet.call(SYS_close, {number}));
+  }
+  return answer;
+}
+
+Result<void> set_watches(Construction& c, BuiltProcess& process) {
   std::set<PlacedWatch> wanted;
   for (const auto& watch : process.state->epoll_watches()) {
-    if (process.placed.count(watch.epoll()) == 0 || process.placed.count(watch.target()) == 0) continue;
-    wanted.insert({watch.epoll(), watch.target(), watch.events(), watch.data()});
+    int made = -1;
+    if (watch.open_file() != 0) {
+      if (watch.open_file() > c.open_numbers.size()) return make_error(Code::kCorrupt, "build", "an epoll entry of an unknown open file");
+      made = c.open_numbers[watch.open_file() - 1];
+      if (made < 0) continue;   // it comes later
+    } else if (process.placed.count(watch.target()) == 0) {
+      continue;
+    }
+    if (process.placed.count(watch.epoll()) != 0) wanted.insert({watch.epoll(), watch.target(), watch.events(), watch.data(), made});
   }
-  auto apply = [&](const PlacedWatch& watch, int operation) -> Result<std::int64_t> {
-    struct { std::uint32_t events; std::uint32_t data[2]; } event{std::get<2>(watch), {}};
-    std::memcpy(event.data, &std::get<3>(watch), sizeof event.data);
-    BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&event, 1))));
-    return puppet.call(SYS_epoll_ctl, {u(std::get<0>(watch)), u(operation), u(std::get<1>(watch)), at});
-  };
   for (const auto& watch : process.watches) {   // one whose file has been closed is gone already
-    if (wanted.count(watch) == 0) BATON_TRY(apply(watch, EPOLL_CTL_DEL));
+    if (wanted.count(watch) == 0) BATON_TRY(change_watch(c, process, watch, EPOLL_CTL_DEL));
   }
   for (const auto& watch : wanted) {
     if (process.watches.count(watch) != 0) continue;
-    BATON_ASSIGN(std::int64_t answer, apply(watch, EPOLL_CTL_ADD));
+    BATON_ASSIGN(std::int64_t answer, change_watch(c, process, watch, EPOLL_CTL_ADD));
     if (answer < 0) return errno_error(static_cast<int>(-answer), "epoll_ctl", "descriptor " + std::to_string(std::get<1>(watch)));
   }
   process.watches = std::move(wanted);

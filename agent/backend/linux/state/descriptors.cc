@@ -47,6 +47,7 @@ class Reader {
 
   Result<void> all(const std::vector<ProcessRef>& processes) {
     BATON_TRY(find_keeper_pipes());
+    processes_ = processes;
     for (const auto& process : processes) {
       auto listed = list(process);
       const bool ended = !listed && (listed.error().code == Code::kTraceeGone || listed.error().code == Code::kNotFound);
@@ -277,10 +278,29 @@ class Reader {
         BATON_TRY(read_watches(f.process.pid, f.info, watched_paths(f.process.pid), file, refused));
       }
       if (!refused.empty()) refuse(f, kind, refused);
+    } else if (name == "pidfd") {
+      file.set_kind(pb::OPEN_FILE_PIDFD);
+      describe_pidfd(f, file);
     } else {
       refuse(f, name, name + " is not supported");
     }
     return {};
+  }
+
+  // Of a process, or a thread (PIDFD_THREAD), of the workload; or of one that has been waited for.
+  void describe_pidfd(const Found& f, pb::OpenFile& file) {
+    const pid_t pid = std::atoi(f.info.field("Pid").c_str());
+    if (pid == -1) {
+      file.set_pidfd_pid(-1);
+      return;
+    }
+    auto status = pid > 0 ? read_task_status(pid) : make_error(Code::kNotFound, "", "");
+    auto inside = [&](pid_t one) { return std::any_of(processes_.begin(), processes_.end(), [&](const auto& p) { return p.pid == one; }); };
+    if (!status || (!inside(status->tgid) && !(status->state == 'Z' && inside(status->ppid)))) {
+      refuse(f, "pidfd", "it stands for a process outside of the workload");
+      return;
+    }
+    file.set_pidfd_pid(status->ns_tids.empty() ? pid : status->ns_tids.back());
   }
 
   std::vector<std::string> watched_paths(pid_t pid) const {
@@ -469,6 +489,7 @@ class Reader {
   Result<void> take_epoll(Found& f) {
     if (!watched_.insert(f.file).second) return {};
     auto range = f.info.fields.equal_range("tfd");
+    std::map<int, std::uint32_t> entries;   // so far, of each number: the kernel tells of them in this order too
     for (auto it = range.first; it != range.second; ++it) {
       int target = -1;
       unsigned events = 0;
@@ -477,10 +498,11 @@ class Reader {
         refuse(f, "epoll", "an entry that cannot be read: " + it->second);
         continue;
       }
+      const std::uint32_t before = entries[target]++;
       // The number may have been closed or given to another file since it was added.
       auto matches = [&](const Found& g) {
         if (g.process.pid != f.process.pid || g.stat.st_ino != inode) return false;
-        struct { std::uint32_t epoll, target, offset; } slot{static_cast<std::uint32_t>(f.number), static_cast<std::uint32_t>(target), 0};
+        struct { std::uint32_t epoll, target, offset; } slot{static_cast<std::uint32_t>(f.number), static_cast<std::uint32_t>(target), before};
         return ::syscall(SYS_kcmp, f.process.pid, f.process.pid, 7 /* KCMP_EPOLL_TFD, Linux 4.13 */, g.number, &slot) == 0;
       };
       const Found* holder = nullptr;
@@ -493,7 +515,8 @@ class Reader {
       }
       auto& watch = *find_or_add(out_, f.process.ns_pid)->add_epoll_watches();
       watch.set_epoll(f.number);
-      watch.set_target(holder->number);
+      watch.set_target(target);
+      if (holder->number != target) watch.set_open_file(holder->file + 1);
       watch.set_events(events);
       watch.set_data(data);
     }
@@ -503,6 +526,7 @@ class Reader {
   const DescriptorOptions& options_;
   pb::LinuxState& out_;
   std::vector<DescriptorObject>& objects_;
+  std::vector<ProcessRef> processes_;
   std::vector<Found> found_;
   std::multimap<std::pair<dev_t, ino_t>, Found*> by_inode_;
   std::map<std::pair<dev_t, ino_t>, std::uint32_t> pipes_;
