@@ -328,12 +328,14 @@ Result<void> LinuxAttachment::check_segment(const MemoryMap& map, const Vma& v) 
   return {};   // it came after the segments were read: the next capture finds it
 }
 
-Result<void> LinuxAttachment::read_ipc(bool same) {
+Result<void> LinuxAttachment::read_ipc(bool same, bool stopped) {
   if (!std::exchange(ipc_entered_, true)) {
     BATON_ASSIGN(ipc_, state::IpcNamespace::enter(target_.root));
   }
   if (!ipc_ || (same && ipc_content_.empty())) return {};
-  BATON_ASSIGN(ipc_content_, ipc_->read());
+  auto queues = std::move(ipc_content_.posix_queues);
+  BATON_ASSIGN(ipc_content_, ipc_->read(stopped));
+  if (!stopped) ipc_content_.posix_queues = std::move(queues);
   std::map<int, SharedObject*> now;
   for (auto& segment : ipc_content_.segments) {
     const int id = segment.owner().id();
@@ -353,9 +355,9 @@ Result<void> LinuxAttachment::read_ipc(bool same) {
   return {};
 }
 
-Result<void> LinuxAttachment::copy_shared(backend::PageSink& sink, backend::RoundStats& stats, bool same) {
+Result<void> LinuxAttachment::copy_shared(backend::PageSink& sink, backend::RoundStats& stats, bool same, bool stopped) {
   for (auto& [key, object] : shared_) object->seen = false;
-  BATON_TRY(read_ipc(same));
+  BATON_TRY(read_ipc(same, stopped));
   for (auto& [pid, p] : processes_) {
     const MemoryMap& map = p.space->map();
     for (const Vma& v : map.vmas()) {
@@ -481,7 +483,7 @@ Result<backend::RoundStats> LinuxAttachment::do_round(backend::PageSink& sink,
   BATON_TRY(fault_point("round.collected"));
   auto collected = steady_clock::now();
   BATON_TRY(copy_private(sink, stats));
-  BATON_TRY(copy_shared(sink, stats, false));
+  BATON_TRY(copy_shared(sink, stats, false, false));
   for (auto& [pid, p] : processes_) p.space->refresh_flags();
   stats.scan = collected - start;
   stats.copy = steady_clock::now() - collected;

@@ -59,8 +59,8 @@ class LinuxAttachment final : public backend::Attachment {
   Result<void> stage_private(backend::PageSink& sink, backend::RoundStats& stats);
   void emit_staged(backend::PageSink& sink, backend::RoundStats& stats);
   // `same`: nobody has made a call since the last freeze that could have changed System V objects.
-  Result<void> copy_shared(backend::PageSink& sink, backend::RoundStats& stats, bool same);
-  Result<void> read_ipc(bool same);
+  Result<void> copy_shared(backend::PageSink& sink, backend::RoundStats& stats, bool same, bool stopped);
+  Result<void> read_ipc(bool same, bool stopped);
   Result<void> check_segment(const MemoryMap& map, const Vma& v) const;
   static FileKey maps_key(const Vma& v);
   Result<SharedObject*> shared_object(Fd fd, pb::MemoryObjectKind kind, const std::string& name);

@@ -241,7 +241,7 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
                           std::to_string(options.max_pending_pages));
   }
   BATON_TRY(options.verify ? copy_private(sink, stats.pages) : stage_private(sink, stats.pages));
-  BATON_TRY(copy_shared(sink, stats.pages, freeze.roster_held()));
+  BATON_TRY(copy_shared(sink, stats.pages, freeze.roster_held(), true));
   BATON_TRY(fault_point("capture.copied"));
   auto copied = steady_clock::now();
   VerifyReport report;
@@ -375,6 +375,7 @@ void LinuxAttachment::write_manifest(const Captured& captured, pb::Manifest& man
   for (const auto& segment : ipc_content_.segments) *state.add_sysv_segments() = segment;
   for (const auto& set : ipc_content_.semaphores) *state.add_sysv_semaphores() = set;
   for (const auto& queue : ipc_content_.queues) *state.add_sysv_queues() = queue;
+  for (const auto& queue : ipc_content_.posix_queues) *state.add_posix_queues() = queue;
   for (const auto& [key, shared] : shared_) {
     if (!shared->seen) continue;
     pb::MemoryObject* object = manifest.add_objects();

@@ -159,13 +159,15 @@ Animal in_semtimedop() {
 }
 Animal in_mq_timedreceive() {
   mqd_t queue = mq_open("/zoo-timed", O_CREAT | O_RDWR, 0600, nullptr);
-  return repeated(300, -1, [=] {
+  // The limit is by the wall clock, which may be some ms apart from the loop's after a move.
+  return repeated(290, -1, [=] {
     timespec t{};
     clock_gettime(CLOCK_REALTIME, &t);
     t.tv_nsec += 300 * kMs;
     if (t.tv_nsec >= 1000 * kMs) t.tv_nsec -= 1000 * kMs, ++t.tv_sec;
     static char text[8192];
-    return (long)mq_timedreceive(queue, text, sizeof text, nullptr, &t);
+    const long got = mq_timedreceive(queue, text, sizeof text, nullptr, &t);
+    return tracee::now_ns(CLOCK_REALTIME) < t.tv_sec * 1000 * kMs + t.tv_nsec ? -99L : got;
   });
 }
 Animal in_cond_timedwait() {
@@ -296,7 +298,7 @@ const std::vector<Case> kCases = {
     {"call-futex-timed", "call under way", nullptr, in_futex_timed},
     {"call-sigtimedwait", "call under way", nullptr, in_sigtimedwait},
     {"call-semtimedop", "call under way", nullptr, in_semtimedop},
-    {"call-mq-timedreceive", "call under way", "POSIX message queue", in_mq_timedreceive},
+    {"call-mq-timedreceive", "call under way", nullptr, in_mq_timedreceive},
     {"call-cond-timedwait", "call under way", nullptr, in_cond_timedwait},
     {"call-read-pipe", "call under way", nullptr, in_read_pipe},
     {"call-read-eventfd", "call under way", nullptr, in_read_eventfd},
@@ -306,7 +308,7 @@ const std::vector<Case> kCases = {
     {"call-futex", "call under way", nullptr, in_futex},
     {"call-semop", "call under way", nullptr, in_semop},
     {"call-msgrcv", "call under way", nullptr, in_msgrcv},
-    {"call-mq-receive", "call under way", "POSIX message queue", in_mq_receive},
+    {"call-mq-receive", "call under way", nullptr, in_mq_receive},
     {"call-sigwait", "call under way", nullptr, in_sigwait},
     {"call-flock", "call under way", nullptr, in_flock},
     {"call-accept", "call under way", nullptr, in_accept},

@@ -305,13 +305,88 @@ Animal mqueue_closed() {
           {}};
 }
 
+// Messages of several priorities, in their order, whoever looks at them meanwhile.
 Animal mqueue_full() {
-  mqd_t queue = mq_open("/zoo-full", O_CREAT | O_RDWR | O_NONBLOCK, 0600, nullptr);
-  MUST(mq_send(queue, "waits", 5, 1) == 0);
+  mq_attr attributes{};
+  attributes.mq_maxmsg = 10;
+  attributes.mq_msgsize = 100;
+  mqd_t queue = mq_open("/zoo-full", O_CREAT | O_RDWR | O_NONBLOCK, 0600, &attributes);
+  MUST(queue >= 0);
+  struct Message { unsigned priority; std::string text; };
+  auto expected = std::make_shared<std::vector<Message>>(std::vector<Message>{{9, "urgent"}, {3, "a"}, {3, "b"}, {3, "c"}, {0, ""}, {0, "last"}});
+  auto fill = [=] {
+    for (unsigned priority : {0u, 3u, 9u}) {
+      for (const auto& m : *expected) if (m.priority == priority) MUST(mq_send(queue, m.text.data(), m.text.size(), m.priority) == 0);
+    }
+  };
+  fill();
   return {[=](Check& c) {
             mq_attr now{};
             mq_getattr(queue, &now);
-            c.same(now.mq_curmsgs, 1, "the message waits");
+            c.same(now.mq_curmsgs, (long long)expected->size(), "messages wait");
+            for (const auto& m : *expected) {
+              char text[100];
+              unsigned priority = 99;
+              const ssize_t n = mq_receive(queue, text, sizeof text, &priority);
+              c.same(n, (long long)m.text.size(), "size");
+              c.same(priority, m.priority, "priority");
+              c.same(m.text.compare(0, 100, text, n > 0 ? (size_t)n : 0), 0, "text");
+            }
+            c.same(mq_receive(queue, nullptr, 0, nullptr), -1, "no more");
+            fill();
+          },
+          [=] {
+            char text[100];
+            MUST(mq_receive(queue, text, sizeof text, nullptr) == 6);
+            MUST(mq_send(queue, "again9", 6, 9) == 0);
+            (*expected)[0].text = "again9";
+          }};
+}
+
+// The whole capacity, by a name that others may not open; a process of the workload waits for room.
+Animal mqueue_waited_for() {
+  mq_attr attributes{};
+  attributes.mq_maxmsg = 2;
+  attributes.mq_msgsize = 16;
+  mqd_t queue = mq_open("/zoo-room", O_CREAT | O_RDWR, 0604, &attributes);
+  MUST(queue >= 0 && fchown(queue, 12, 34) == 0);
+  for (int i = 0; i < 2; ++i) MUST(mq_send(queue, "full", 4, 1) == 0);
+  child([=] {
+    for (;;) {
+      if (mq_send(queue, "room", 4, 0) != 0) _exit(3);
+    }
+  });
+  usleep(50000);
+  return {[=](Check& c) {
+            struct stat st{};
+            c.same(fstat(queue, &st), 0, "stat");
+            c.same(st.st_mode & 0777, 0604, "mode");
+            c.same(st.st_uid, 12, "owner");
+            c.same(st.st_gid, 34, "group");
+            char text[16];
+            for (int i = 0; i < 8; ++i) c.same(mq_receive(queue, text, sizeof text, nullptr), 4, "a message comes");
+          },
+          {}};
+}
+
+Animal mqueue_notified() {
+  mqd_t queue = mq_open("/zoo-notified", O_CREAT | O_RDWR, 0600, nullptr);
+  sigevent event{};
+  event.sigev_notify = SIGEV_SIGNAL;
+  event.sigev_signo = SIGRTMIN;
+  MUST(mq_notify(queue, &event) == 0);
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGRTMIN);
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  return {[=](Check& c) {
+            MUST(mq_send(queue, "x", 1, 0) == 0);
+            timespec limit{2, 0};
+            siginfo_t info{};
+            c.same(sigtimedwait(&set, &info, &limit), SIGRTMIN, "told");
+            char text[8192];
+            MUST(mq_receive(queue, text, sizeof text, nullptr) == 1);
+            MUST(mq_notify(queue, &event) == 0);
           },
           {}};
 }
@@ -330,9 +405,11 @@ const std::vector<Case> kCases = {
     {"posix-shm-named", "POSIX shared memory that keeps its name", nullptr, posix_shm_named},
     {"posix-semaphore-named", "a POSIX semaphore with a name", nullptr, posix_semaphore_named},
     {"posix-semaphore", "POSIX semaphore", nullptr, posix_semaphore},
-    {"mqueue-empty", "POSIX queue", "POSIX message queue", mqueue_empty},
-    {"mqueue-closed", "POSIX queue", kLost, mqueue_closed},
-    {"mqueue-full", "POSIX queue", "POSIX message queue", mqueue_full},
+    {"mqueue-empty", "POSIX queue", nullptr, mqueue_empty},
+    {"mqueue-closed", "POSIX queue", nullptr, mqueue_closed},
+    {"mqueue-full", "POSIX queue", nullptr, mqueue_full},
+    {"mqueue-waited-for", "POSIX queue", nullptr, mqueue_waited_for},
+    {"mqueue-notified", "POSIX queue", "asked to be notified", mqueue_notified},
 };
 
 }  // namespace

@@ -1,12 +1,14 @@
-// System V objects in the IPC namespace of what is built, with the identifiers that the programs
-// know: the kernel takes the next identifier from /proc/sys/kernel/*_next_id.
+// System V objects and POSIX message queues in the IPC namespace of what is built, the former with
+// the identifiers that the programs know: the kernel takes the next identifier from /proc/sys/kernel/*_next_id.
 #include <fcntl.h>
+#include <mqueue.h>
 #include <sys/ipc.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "agent/backend/linux/restore/construction.h"
@@ -132,6 +134,56 @@ Result<void> drain(Construction& c, const pb::SysvQueue& queue) {
   }
 }
 
+// mq_open(3) takes the name without its slash.
+Result<std::uint64_t> open_posix(Construction& c, const pb::PosixQueue& queue, int flags) {
+  if (queue.name().size() < 2) return make_error(Code::kCorrupt, "build", "a message queue without a name");
+  mq_attr facts{};
+  facts.mq_maxmsg = queue.max_messages();
+  facts.mq_msgsize = queue.message_bytes();
+  BATON_ASSIGN(std::uint64_t name, c.maker().put(queue.name().substr(1)));
+  BATON_ASSIGN(std::uint64_t at, c.maker().put(std::as_bytes(std::span(&facts, 1)), 512));
+  return c.maker().checked("mq_open", queue.name(), SYS_mq_open, {name, u(flags | O_CLOEXEC), queue.mode(), at});
+}
+
+Result<void> send_posix(Construction& c, const pb::PosixQueue& queue, std::uint64_t fd) {
+  const std::int64_t past[2] = {0, 0};
+  for (const auto& message : queue.messages()) {
+    if (message.text().size() + 64 > kAreaDataBytes) {
+      return make_error(Code::kUnsupported, "build", "message queue " + queue.name() + ": a message of " + std::to_string(message.text().size()) + " bytes");
+    }
+    BATON_ASSIGN(std::uint64_t time, c.maker().put(std::as_bytes(std::span(past))));
+    BATON_ASSIGN(std::uint64_t at, c.maker().put(std::as_bytes(std::span(message.text())), 64));
+    BATON_TRY(c.maker().checked("mq_send", queue.name(), SYS_mq_timedsend, {fd, at, message.text().size(), message.priority(), time}));
+  }
+  return {};
+}
+
+Result<void> make_posix(Construction& c, const pb::PosixQueue& queue) {
+  BATON_ASSIGN(std::uint64_t fd, open_posix(c, queue, O_CREAT | O_EXCL | O_RDWR));
+  BATON_TRY(c.maker().checked("fchown", queue.name(), SYS_fchown, {fd, queue.uid(), queue.gid()}));
+  BATON_TRY(c.maker().checked("fchmod", queue.name(), SYS_fchmod, {fd, queue.mode()}));
+  BATON_TRY(send_posix(c, queue, fd));
+  BATON_TRY(c.maker().call(SYS_close, {fd}));
+  return {};
+}
+
+// What waits now, instead of what waited.
+Result<void> refill(Construction& c, const pb::PosixQueue& queue) {
+  BATON_ASSIGN(std::uint64_t fd, open_posix(c, queue, O_RDWR | O_NONBLOCK));
+  for (;;) {
+    BATON_ASSIGN(std::int64_t got, c.maker().call(SYS_mq_timedreceive, {fd, c.maker().data(), kAreaDataBytes, 0, 0}));
+    if (got < 0) break;
+  }
+  BATON_TRY(send_posix(c, queue, fd));
+  BATON_TRY(c.maker().call(SYS_close, {fd}));
+  return {};
+}
+
+bool same_posix(const pb::PosixQueue& a, const pb::PosixQueue& b) {
+  return a.name() == b.name() && a.mode() == b.mode() && a.uid() == b.uid() && a.gid() == b.gid() && a.max_messages() == b.max_messages() &&
+         a.message_bytes() == b.message_bytes();
+}
+
 template <typename List>
 bool same_objects(const List& a, const List& b) {
   if (a.size() != b.size()) return false;
@@ -147,6 +199,7 @@ Result<void> make_ipc(Construction& c) {
   for (const auto& segment : c.state.sysv_segments()) BATON_TRY(make_segment(c, segment));
   for (const auto& set : c.state.sysv_semaphores()) BATON_TRY(make_semaphores(c, set));
   for (const auto& queue : c.state.sysv_queues()) BATON_TRY(make_queue(c, queue));
+  for (const auto& queue : c.state.posix_queues()) BATON_TRY(make_posix(c, queue));
   return {};
 }
 
@@ -170,8 +223,9 @@ Result<void> check_ipc_follows(const pb::LinuxState& old, const pb::LinuxState& 
     const auto &a = old.sysv_segments(i), &b = now.sysv_segments(i);
     segments = a.size_bytes() == b.size_bytes() && a.object() == b.object() && a.removed() == b.removed() && a.locked() == b.locked();
   }
-  if (sizes && segments && same_objects(old.sysv_queues(), now.sysv_queues())) return {};
-  return make_error(Code::kConflict, "apply", "other System V objects are there");
+  bool queues = std::equal(old.posix_queues().begin(), old.posix_queues().end(), now.posix_queues().begin(), now.posix_queues().end(), same_posix);
+  if (sizes && segments && queues && same_objects(old.sysv_queues(), now.sysv_queues())) return {};
+  return make_error(Code::kConflict, "apply", "other System V objects or message queues are there");
 }
 
 Result<void> follow_ipc(Construction& c, const pb::LinuxState& old) {
@@ -184,6 +238,10 @@ Result<void> follow_ipc(Construction& c, const pb::LinuxState& old) {
     if (queue.SerializeAsString() == old.sysv_queues(i).SerializeAsString()) continue;
     BATON_TRY(drain(c, queue));
     BATON_TRY(send_messages(c, queue));
+  }
+  for (int i = 0; i < c.state.posix_queues_size(); ++i) {
+    const auto& queue = c.state.posix_queues(i);
+    if (queue.SerializeAsString() != old.posix_queues(i).SerializeAsString()) BATON_TRY(refill(c, queue));
   }
   return {};
 }

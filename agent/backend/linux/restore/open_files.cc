@@ -132,6 +132,11 @@ class Opener {
       case pb::OPEN_FILE_NULL: return open_path("/dev/null", file.flags() & O_ACCMODE);
       case pb::OPEN_FILE_INOTIFY: return open_inotify(file);
       case pb::OPEN_FILE_PIDFD: return open_pidfd(file);
+      case pb::OPEN_FILE_POSIX_QUEUE: {
+        if (file.path().size() < 2) return make_error(Code::kCorrupt, "build", "a message queue without a name");
+        BATON_ASSIGN(std::uint64_t at, maker_.put(file.path().substr(1)));
+        return checked("mq_open", file.path(), SYS_mq_open, {at, (file.flags() & (O_ACCMODE | O_NONBLOCK)) | O_CLOEXEC, 0, 0});
+      }
       default: return refuse("an open file of unknown kind " + std::to_string(file.kind()));
     }
   }

@@ -18,6 +18,7 @@
 #include "agent/backend/linux/remote/proc.h"
 #include "agent/backend/linux/restore/keeper_protocol.h"
 #include "agent/backend/linux/state/internal.h"
+#include "agent/backend/linux/state/ipc.h"
 
 namespace baton::linux_backend::state {
 namespace {
@@ -404,7 +405,15 @@ class Reader {
     }
     struct statfs where {};
     if (S_ISREG(f.stat.st_mode) && f.copy && ::fstatfs(f.copy.get(), &where) == 0 && where.f_type == kMessageQueues) {
-      refuse(f, "POSIX message queue", f.target + ": POSIX message queues are not supported");
+      file.set_kind(pb::OPEN_FILE_POSIX_QUEUE);
+      file.set_path(f.target);
+      if (shares_our_ipc(f.process.pid)) {
+        refuse(f, "POSIX message queue", f.target + ": it is in the node's own IPC namespace; a program that baton run starts has one of its own");
+      } else if (nameless) {
+        refuse(f, "POSIX message queue", f.target + ": it has no name any more");
+      } else if (Fd again = Fd::adopt(::open(("/proc/self/fd/" + std::to_string(f.copy.get())).c_str(), O_RDONLY | O_CLOEXEC)); again && somebody_is_notified(again.get())) {
+        refuse(f, "POSIX message queue", f.target + ": somebody has asked to be notified (mq_notify)");
+      }
       return;
     }
     if (S_ISCHR(f.stat.st_mode)) return describe_character_device(f, file);

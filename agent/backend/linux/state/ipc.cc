@@ -178,13 +178,14 @@ void IpcNamespace::ask(std::function<void()> question) {
   changed_.wait(lock, [&] { return !question_; });
 }
 
-Result<IpcContent> IpcNamespace::read() {
+Result<IpcContent> IpcNamespace::read(bool stopped) {
   Result<IpcContent> out = IpcContent();
   ask([&] {
     read_segments(*out);
     IpcContent content = std::move(*out);
     auto done = read_semaphores(content);
     if (done) done = read_queues(content);
+    if (done && stopped) done = read_posix_queues(queues_, content);
     if (done) {
       out = std::move(content);
     } else {
@@ -200,8 +201,10 @@ Result<Fd> IpcNamespace::open_segment(int id) {
   return out;
 }
 
+bool shares_our_ipc(pid_t pid) { return ipc_namespace(std::to_string(pid)) == ipc_namespace("self"); }
+
 std::string foreign_ipc(pid_t pid) {
-  if (ipc_namespace(std::to_string(pid)) != ipc_namespace("self")) return {};
+  if (!shares_our_ipc(pid)) return {};
   shm_info info{};
   const int highest = ::shmctl(0, SHM_INFO, reinterpret_cast<shmid_ds*>(&info));
   for (int i = 0; i <= highest; ++i) {
