@@ -248,7 +248,7 @@ INSTANTIATE_TEST_SUITE_P(Zoo, ShadowOf,
                                            "descriptors epoll-closed-number", "descriptors epoll-reused-number", "descriptors epoll-shared",
                                            "descriptors pidfd-shared", "descriptors pidfd-ended", "descriptors pidfd-zombie",
                                            "descriptors pipe-one-packet", "files proc-files", "files file-owner",
-                                           "ipc mqueue-empty", "ipc mqueue-full", "ipc mqueue-waited-for", "ipc msg-waiting", "ipc sem-values"),
+                                           "files terminal", "files terminal-controlling", "files terminal-interrupts", "ipc mqueue-empty", "ipc mqueue-full", "ipc mqueue-waited-for", "ipc msg-waiting", "ipc sem-values"),
                          [](const auto& one) {
                            std::string name = one.param;
                            for (char& c : name) if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';

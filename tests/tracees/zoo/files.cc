@@ -363,6 +363,96 @@ Animal controlling_terminal() {
           {}};
 }
 
+// A shell's way: ^C typed at the master ends up as a signal for the foreground group, and the
+// child's terminal is known by /dev/tty.
+Animal terminal_interrupts() {
+  int master = -1;
+  auto* seen = static_cast<volatile int*>(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  pid_t leader = forkpty(&master, nullptr, nullptr, nullptr);
+  MUST(leader >= 0);
+  if (leader == 0) {
+    static volatile int* told = seen;
+    signal(SIGTTOU, SIG_IGN);
+    pid_t inner = child([=] {
+      setpgid(0, 0);
+      signal(SIGINT, [](int) { told[0] = told[0] + 1; });
+      signal(SIGWINCH, [](int) { told[1] = told[1] + 1; });
+      int by_name = open("/dev/tty", O_RDWR);
+      for (;;) {
+        if (told[2] == 1) {
+          told[3] = write(by_name, "x", 1) == 1 ? 1 : -1;
+          told[2] = 0;
+        }
+        usleep(2000);
+      }
+    });
+    setpgid(inner, inner);
+    tcsetpgrp(0, inner);
+    wait_for_ever();
+  }
+  usleep(50000);
+  auto turn = std::make_shared<int>(0);
+  return {[=](Check& c) {
+            const int before = seen[0];
+            c.same(write(master, "\x03", 1), 1, "type ^C");
+            for (int i = 0; i < 3000 && seen[0] == before; ++i) usleep(1000);
+            c.same(seen[0], before + 1, "SIGINT");
+            char text[64];
+            while (true) {   // the echo
+              pollfd p{master, POLLIN, 0};
+              if (poll(&p, 1, 20) <= 0) break;
+              if (read(master, text, sizeof text) <= 0) break;
+            }
+            seen[2] = 1;
+            for (int i = 0; i < 3000 && seen[2] != 0; ++i) usleep(1000);
+            c.same(seen[3], 1, "write to /dev/tty");
+            c.same(read(master, text, sizeof text), 1, "comes here");
+            const int resized = seen[1];
+            winsize size{(unsigned short)(20 + ++*turn), 80, 0, 0};
+            c.same(ioctl(master, TIOCSWINSZ, &size), 0, "resize");
+            for (int i = 0; i < 3000 && seen[1] == resized; ++i) usleep(1000);
+            c.same(seen[1], resized + 1, "SIGWINCH");
+          },
+          [=] {
+            termios settings{};
+            tcgetattr(master, &settings);
+            settings.c_lflag ^= ECHO;
+            tcsetattr(master, TCSANOW, &settings);
+          }};
+}
+
+Animal terminal_left() {
+  int master = -1, slave = -1;
+  MUST(openpty(&master, &slave, nullptr, nullptr, nullptr) == 0);
+  close(slave);
+  return {[=](Check& c) {
+            char byte;
+            c.same(read(master, &byte, 1), -1, "nobody writes");
+            c.same(errno, EIO, "as the kernel says");
+            pollfd p{master, POLLIN, 0};
+            c.same(poll(&p, 1, 0), 1, "hung up");
+            c.same(p.revents & POLLHUP, POLLHUP, "POLLHUP");
+          },
+          {}};
+}
+
+Animal terminal_packets() {
+  int master = -1, slave = -1, on = 1;
+  MUST(openpty(&master, &slave, nullptr, nullptr, nullptr) == 0);
+  MUST(ioctl(master, TIOCPKT, &on) == 0);
+  MUST(fchmod(slave, 0640) == 0);
+  return {[=](Check& c) {
+            c.same(write(slave, "a", 1), 1, "print");
+            char text[8] = {};
+            c.same(read(master, text, sizeof text), 2, "a packet");
+            c.same(text[0], TIOCPKT_DATA, "of data");
+            struct stat st{};
+            c.same(fstat(slave, &st), 0, "stat");
+            c.same(st.st_mode & 0777, 0640, "mode");
+          },
+          {}};
+}
+
 Animal terminal_with_input() {
   int master = -1, slave = -1;
   MUST(openpty(&master, &slave, nullptr, nullptr, nullptr) == 0);
@@ -502,9 +592,12 @@ const std::vector<Case> kCases = {
     {"lock-description", "file lock", nullptr, description_locks},
     {"lock-lease", "file lock", "file leases", lease},
     {"file-owner", "descriptor owner", nullptr, owner},
-    {"terminal", "terminal", "terminals are not supported", terminal},
-    {"terminal-controlling", "terminal", "terminals are not supported", controlling_terminal},
-    {"terminal-input", "terminal", "terminals are not supported", terminal_with_input},
+    {"terminal", "terminal", nullptr, terminal},
+    {"terminal-controlling", "terminal", nullptr, controlling_terminal},
+    {"terminal-interrupts", "terminal", nullptr, terminal_interrupts},
+    {"terminal-left", "terminal", nullptr, terminal_left},
+    {"terminal-packets", "terminal", nullptr, terminal_packets},
+    {"terminal-input", "terminal", "what was typed waits", terminal_with_input},
     {"timers-posix", "timer", nullptr, posix_timers},
     {"timer-interval", "timer", nullptr, interval_timer},
     {"signals-pending", "signals", nullptr, pending_signals},

@@ -171,6 +171,7 @@ class LinuxBuild final : public backend::Build {
     backend::Followed followed;
     BATON_TRY(follow_files(c_, old));
     BATON_TRY(follow_ipc(c_, old));
+    BATON_TRY(follow_terminals(c_, old));
     for (auto& [pid, process] : c_.processes) {
       if (process.threads.empty()) continue;
       BATON_TRY(follow_threads(process, *before[pid]));

@@ -39,6 +39,8 @@ struct SharedObject {
   std::string temporary;                   // POSIX shared memory: its name until the activation
 };
 
+struct BuiltTerminal { int master = -1, slave = -1; };   // the template's descriptors
+
 struct LiveConnection {
   Fd ours;                                 // a copy of the descriptor
   const pb::Socket* socket = nullptr;
@@ -62,6 +64,7 @@ struct Construction {
   std::map<std::uint64_t, int> private_owner;  // memory object -> PID inside
   bool connections = false;                // TCP connections go on; else they are found reset
   std::vector<LiveConnection> live;
+  std::map<std::uint32_t, BuiltTerminal> terminals;   // by number
   std::set<int> signalling;                // O_ASYNC is set by the program's own number for them, open_numbers
   std::vector<LiveConnection> waiting;     // datagram sockets whose queue is filled once all are bound
   Puppet& maker() { return template_process.front(); }
@@ -78,6 +81,12 @@ Result<void> make_ipc(Construction& c);
 Result<void> settle_ipc(Construction& c);
 Result<void> check_ipc_follows(const pb::LinuxState& old, const pb::LinuxState& now);
 Result<void> follow_ipc(Construction& c, const pb::LinuxState& old);
+// terminals.cc: in the template; then by the leader of a session as soon as it is one; then for all.
+Result<void> make_terminals(Construction& c);
+Result<void> take_terminal(Construction& c, const pb::ProcessState& leader, Puppet& puppet);
+Result<void> settle_terminals(Construction& c);
+Result<void> check_terminals_follow(const pb::LinuxState& old, const pb::LinuxState& now);
+Result<void> follow_terminals(Construction& c, const pb::LinuxState& old);
 Result<void> open_files(Construction& c);
 Result<int> open_socket(Construction& c, const pb::OpenFile& file, std::map<std::uint32_t, std::pair<int, int>>& pairs);
 Result<void> open_some(Construction& c, const std::vector<int>& which);      // fills open_numbers

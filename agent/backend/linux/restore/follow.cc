@@ -56,6 +56,7 @@ Result<void> check_follows(const Construction& c, const pb::Manifest& next, cons
   if (state.vdso_digest() != c.state.vdso_digest()) return cannot("its vdso is another");
   if (state.root_pid() != c.state.root_pid()) return cannot("its root process is another");
   BATON_TRY(check_ipc_follows(c.state, state));
+  BATON_TRY(check_terminals_follow(c.state, state));
   if (state.processes_size() != c.state.processes_size()) {
     return cannot("it has " + std::to_string(state.processes_size()) + " processes, not " + std::to_string(c.state.processes_size()) + " any more");
   }

@@ -287,6 +287,8 @@ void launch_program(KeeperLaunch& launch, size_t bytes) {
       ::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0) {
     fail(KeeperStep::kMount);
   }
+  // Terminals of its own, under numbers of its own. What has no /dev/pts goes without.
+  (void)::mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "ptmxmode=0666,mode=0620,gid=5");
   if (config.new_network != 0) bring_loopback_up();
   if (::chdir("/") != 0) fail(KeeperStep::kMount);
   open_log();

@@ -132,6 +132,12 @@ class Opener {
       case pb::OPEN_FILE_NULL: return open_path("/dev/null", file.flags() & O_ACCMODE);
       case pb::OPEN_FILE_INOTIFY: return open_inotify(file);
       case pb::OPEN_FILE_PIDFD: return open_pidfd(file);
+      case pb::OPEN_FILE_TERMINAL: {
+        auto built = file.terminal() == 0 ? c_.terminals.end() : c_.terminals.find(file.terminal() - 1);
+        if (built == c_.terminals.end()) return make_error(Code::kCorrupt, "build", "a descriptor of an unknown terminal");
+        if (file.terminal_master()) return checked("dup", file.path(), SYS_dup, {u(built->second.master)});
+        return open_path("/dev/pts/" + std::to_string(built->first), file.flags() & (O_ACCMODE | O_NONBLOCK));
+      }
       case pb::OPEN_FILE_POSIX_QUEUE: {
         if (file.path().size() < 2) return make_error(Code::kCorrupt, "build", "a message queue without a name");
         BATON_ASSIGN(std::uint64_t at, maker_.put(file.path().substr(1)));
@@ -427,6 +433,7 @@ Result<void> open_files(Construction& c) {
   BATON_ASSIGN(c.keeper_err, keep_number(c, kKeeperErrWrite, "stderr"));
   BATON_TRY(make_ipc(c));
   BATON_TRY(make_objects(c));
+  BATON_TRY(make_terminals(c));
   std::vector<int> which;
   for (int i = 0; i < c.state.open_files_size(); ++i) {
     if (!comes_at_activation(c, c.state.open_files(i))) which.push_back(i);

@@ -27,6 +27,7 @@ class TreeMaker {
     std::stable_sort(tops_.begin(), tops_.end(), [this](auto* a, auto* b) { return birth(*a) == kAnywhere && birth(*b) != kAnywhere; });
     for (const auto* p : tops_) BATON_TRY(make_top(*p));
     BATON_TRY(set_groups());
+    BATON_TRY(settle_terminals(c_));
     BATON_TRY(end_zombies());
     for (auto& [number, ghost] : ghosts_) BATON_TRY(ghost.end(0));
     return {};
@@ -62,6 +63,7 @@ class TreeMaker {
         if (birth(*child) != kAnywhere && birth(*child) != p.sid()) BATON_TRY(make_child(p, *child, session));
       }
       BATON_TRY(puppet(p.pid()).checked("setsid", subject(p), SYS_setsid));
+      BATON_TRY(take_terminal(c_, p, puppet(p.pid())));
       session = p.sid();
     }
     for (const auto* child : mine) {

@@ -64,6 +64,7 @@ class Reader {
       sockets_.inside.insert(f.stat.st_ino);
       if (f.copy && options_.spec->tcp() == pb::TCP_ESTABLISHED) sockets_.note_ends(f.copy.get(), f.stat.st_ino);
     }
+    find_terminals();
     for (auto& f : found_) BATON_TRY(take(f));
     for (auto& f : found_) {
       if (out_.open_files(static_cast<int>(f.file)).kind() == pb::OPEN_FILE_EPOLL) BATON_TRY(take_epoll(f));
@@ -90,6 +91,19 @@ class Reader {
       *inode = st.st_ino;
     }
     return {};
+  }
+
+  // Those whose master the workload has.
+  void find_terminals() {
+    std::map<std::uint32_t, std::pair<int, int>> ends;   // master, slave
+    for (const auto& f : found_) {
+      auto end = f.copy ? terminal_end(f.copy.get(), f.stat) : std::nullopt;
+      if (end) (end->master ? ends.try_emplace(end->number, -1, -1).first->second.first : ends.try_emplace(end->number, -1, -1).first->second.second) = f.copy.get();
+    }
+    for (const auto& [number, pair] : ends) {
+      if (pair.first < 0) continue;
+      read_terminal(pair.first, pair.second, number, processes_, *out_.add_terminals(), terminals_[number]);
+    }
   }
 
   Result<void> list(const ProcessRef& process) {
@@ -469,13 +483,20 @@ class Reader {
       file.set_kind(pb::OPEN_FILE_PATH);
       return;
     }
+    if (auto end = terminal_end(f.copy ? f.copy.get() : -1, f.stat); end && terminals_.count(end->number) != 0) {
+      file.set_kind(pb::OPEN_FILE_TERMINAL);
+      file.set_terminal(end->number + 1);
+      file.set_terminal_master(end->master);
+      if (end->master && !terminals_[end->number].empty()) refuse(f, "terminal", terminals_[end->number]);
+      return;
+    }
     if (is_standard(f)) {
       stand_in(f, file, "terminal");
       return;
     }
     bool terminal = (major_number >= 136 && major_number <= 143) || major_number == 4 || major_number == 5;
     refuse(f, terminal ? "terminal" : "device",
-           f.target + (terminal ? ": terminals are not supported" : ": this device is not supported"));
+           f.target + (terminal ? ": its other end is held by a program outside the workload" : ": this device is not supported"));
   }
 
   void add_object(const Found& f, pb::OpenFile& file, bool memfd) {
@@ -540,6 +561,7 @@ class Reader {
   std::multimap<std::pair<dev_t, ino_t>, Found*> by_inode_;
   std::map<std::pair<dev_t, ino_t>, std::uint32_t> pipes_;
   std::set<std::uint32_t> watched_;
+  std::map<std::uint32_t, std::string> terminals_;   // by number: why it is refused, or empty
   SocketReader sockets_;
   ino_t keeper_out_ = 0, keeper_err_ = 0;
   bool judged_ = false;        // the description under way has a verdict other than captured

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -162,6 +163,14 @@ Result<void> add_zombies(const StoppedTree& tree, const Places& places, pb::Linu
 void check_process(pid_t pid, pid_t keeper, const pb::WorkloadSpec& spec, const Report& report);
 bool share_tables(pid_t process, pid_t thread);          // descriptors, and working directory
 std::string shared_tables(pid_t a, pid_t b);             // of two processes: what is refused; empty: nothing
+// terminals.cc
+struct TerminalEnd { std::uint32_t number = 0; bool master = false; };
+// Of a pseudo-terminal, also by /dev/tty; none: something else.
+std::optional<TerminalEnd> terminal_end(int fd, const struct stat& st);
+// The number of the controlling terminal, plus 1; 0: it has none. Fields as read_stat_fields gives them.
+std::uint32_t terminal_of(const std::vector<std::string>& stat_fields);
+// `slave`: -1: nobody has one. `refused`: why it cannot be captured.
+void read_terminal(int master, int slave, std::uint32_t number, const std::vector<ProcessRef>& processes, pb::Terminal& out, std::string& refused);
 struct StatusFacts {
   int seccomp = 0;                // mode
   std::uint64_t locked_kib = 0;   // VmLck

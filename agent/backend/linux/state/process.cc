@@ -116,6 +116,8 @@ Result<void> read_process(pid_t pid, const Places& places, pb::ProcessState& out
   if (out.cwd().size() > 10 && out.cwd().compare(out.cwd().size() - 10, 10, " (deleted)") == 0) {
     return make_error(Code::kUnsupported, "capture", "process " + std::to_string(pid) + ": its working directory has been removed: " + out.cwd());
   }
+  BATON_ASSIGN(auto fields, read_stat_fields(pid));
+  out.set_terminal(terminal_of(fields));
   if (auto text = read_proc(folder + "oom_score_adj")) out.set_oom_score_adj(std::atoi(text->c_str()));
   if (auto text = read_proc(folder + "coredump_filter")) out.set_coredump_filter(static_cast<std::uint32_t>(std::strtoul(text->c_str(), nullptr, 16)));
   if (auto text = read_proc(folder + "personality")) out.set_personality(std::strtoull(text->c_str(), nullptr, 16));
