@@ -302,6 +302,7 @@ Result<SharedObject*> LinuxAttachment::shared_mapping(const MemoryMap& map, cons
   BATON_ASSIGN(Fd fd, open_file(link, O_RDONLY));
   pb::MemoryObjectKind kind = pb::MEMORY_OBJECT_SHARED;
   if (v.file != nullptr && v.file->kind == FileKind::kSysv) kind = pb::MEMORY_OBJECT_SYSV;
+  if (v.is_nameless()) kind = pb::MEMORY_OBJECT_FILE_CONTENT;
   BATON_ASSIGN(SharedObject * object, shared_object(std::move(fd), kind, std::string(map.path(v))));
   by_maps_key_[key] = object;
   return object;
@@ -372,6 +373,19 @@ Result<void> LinuxAttachment::copy_shared(backend::PageSink& sink, backend::Roun
       if ((*object)->seen) continue;
       (*object)->seen = true;
       BATON_ASSIGN(std::uint64_t copied, (*object)->copy(sink));
+      stats.pages_copied += copied;
+      stats.pages_written += copied;
+    }
+  }
+  for (auto& [pid, p] : processes_) {
+    const MemoryMap& map = p.space->map();
+    for (const Vma& v : map.vmas()) {
+      if (!v.is_nameless()) continue;
+      auto object = shared_mapping(map, v);
+      if (!object && object.error().code == Code::kNotFound) continue;
+      BATON_TRY(object);
+      if (std::exchange((*object)->seen, true)) continue;
+      BATON_ASSIGN(std::uint64_t copied, (*object)->copy_written(sink));
       stats.pages_copied += copied;
       stats.pages_written += copied;
     }

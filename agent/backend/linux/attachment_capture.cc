@@ -313,7 +313,7 @@ void LinuxAttachment::prove_files(const Captured& captured, pb::Manifest& manife
     if (m.shares_with != 0) continue;
     const MemoryMap& map = m.space->map();
     for (const Vma& v : map.vmas()) {
-      if (v.kind != pb::MAPPING_FILE_PRIVATE && v.kind != pb::MAPPING_FILE_SHARED) continue;
+      if ((v.kind != pb::MAPPING_FILE_PRIVATE && v.kind != pb::MAPPING_FILE_SHARED) || v.is_nameless()) continue;
       pb::Mapping mapping;
       fill_mapping(map, v, mapping);
       pb::FileProof& proof = proofs[mapping.path()];

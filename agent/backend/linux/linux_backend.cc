@@ -221,7 +221,7 @@ Result<backend::Inspection> LinuxBackend::inspect(const backend::AttachTarget& t
           (v.offset != 0 || v.end - v.start != (v.file->size_bytes + 4095) / 4096 * 4096)) {
         verdict(pid, subject, "system v ipc", "refused", "part of the System V segment " + std::to_string(v.inode) + " is mapped");
       }
-      if (v.kind != pb::MAPPING_FILE_PRIVATE && v.kind != pb::MAPPING_FILE_SHARED) continue;
+      if ((v.kind != pb::MAPPING_FILE_PRIVATE && v.kind != pb::MAPPING_FILE_SHARED) || v.is_nameless()) continue;
       pb::Mapping m;
       fill_mapping(*map, v, m);
       pb::FileProof& proof = mapped[m.path()];

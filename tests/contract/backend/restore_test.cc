@@ -52,6 +52,33 @@ TEST_F(Restore, Tree_Moved_KeepsSessionsGroupsAndZombies) { move({tracee("tree")
 TEST_F(Restore, Churn_Moved_GoesOn) { move({tracee("churn")}); }
 TEST_F(Restore, Generator_Moved_GoesOnMidIteration) { move({"/usr/bin/python3", tracee("generator.py")}); }
 
+// As an upgrade leaves it: the program and a library that it has loaded were replaced on the disk.
+// Twice, because the second time they are files that this one made.
+TEST_F(Restore, ProgramReplacedOnDisk_MovedTwice_GoesOn) {
+  const fs::path program = folder_ / "program", library = folder_ / "libm.so.6";
+  fs::copy_file(tracee("threads"), program);
+  fs::copy_file("/lib/x86_64-linux-gnu/libm.so.6", library);
+  start({"/usr/bin/env", "LD_PRELOAD=" + library.string(), program});
+  ASSERT_TRUE(logged(0, "ready")) << text_of(log(0));
+  fs::remove(program);
+  fs::remove(library);
+  std::ofstream(library) << "another";
+  capture();
+  if (HasFatalFailure()) return;
+  rebuild();
+  if (HasFatalFailure()) return;
+  expect_ok(1);
+  std::swap(groups_[0], groups_[1]);
+  sink_.pages.clear();
+  manifest_ = {};
+  capture();
+  if (HasFatalFailure()) return;
+  fs::remove(log(1));
+  rebuild();
+  if (HasFatalFailure()) return;
+  expect_ok(1);
+}
+
 // Three processes and their pipes, moved in mid-stream: the output is that of an undisturbed run.
 TEST_F(Restore, Pipeline_Moved_LosesNoByte) {
   std::string undisturbed = folder_ / "undisturbed.xz";

@@ -163,6 +163,27 @@ Animal memfd_private() {
   return {[=](Check& c) { c.same(memcmp(at, "mEmfd content", 13), 0, "content"); }, {}};
 }
 
+// Also open: what is written to it shows where the mapping has no page of its own.
+Animal memfd_private_open() {
+  int fd = (int)syscall(SYS_memfd_create, "code", 0);
+  MUST(ftruncate(fd, 8192) == 0);
+  auto* at = map(8192, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd);
+  at[1] = 'E';
+  auto turn = std::make_shared<char>('a');
+  MUST(pwrite(fd, turn.get(), 1, 4096) == 1);
+  return {[=](Check& c) {
+            c.same(at[1], 'E', "own page");
+            c.same(at[4096], *turn, "the file's");
+            ++*turn;
+            c.same(pwrite(fd, turn.get(), 1, 4096), 1, "write to it");
+            c.same(at[4096], *turn, "shows");
+          },
+          [=] {
+            ++*turn;
+            MUST(pwrite(fd, turn.get(), 1, 4096) == 1);
+          }};
+}
+
 Animal beyond_end() {
   std::string path = place("end");
   int fd = open(path.c_str(), O_CREAT | O_RDWR | O_TRUNC, 0600);
@@ -542,9 +563,10 @@ const std::vector<Case> kCases = {
     {"memory-grows-down", "memory", nullptr, grows_down},
     {"file-private-modified", "mapped file", nullptr, file_private_modified},
     {"file-shared", "mapped file", nullptr, file_shared},
-    {"file-deleted-private", "mapped file", "has no name", deleted_private},
+    {"file-deleted-private", "mapped file", nullptr, deleted_private},
     {"file-deleted-shared", "mapped file", nullptr, deleted_shared},
-    {"file-memfd-private", "mapped file", "has no name", memfd_private},
+    {"file-memfd-private", "mapped file", nullptr, memfd_private},
+    {"file-memfd-private-open", "mapped file", nullptr, memfd_private_open},
     {"file-beyond-end", "mapped file", nullptr, beyond_end},
     {"guard-region", "guard region", nullptr, guard_region},
     {"guard-in-file", "guard region", nullptr, guard_in_file},

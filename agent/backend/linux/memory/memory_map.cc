@@ -148,11 +148,7 @@ Result<void> MemoryMap::parse() {
         case FileKind::kDeleted:
         case FileKind::kSharedMemory:
         case FileKind::kSysv:
-          v.kind = v.shared ? pb::MAPPING_SHARED : pb::MAPPING_UNSPECIFIED;
-          if (!v.shared && problem_.empty()) {
-            problem_ = "mapping " + range_text(v) + " (" + std::string(name) +
-                       "): a private mapping of a file that has no name";
-          }
+          v.kind = v.shared ? pb::MAPPING_SHARED : pb::MAPPING_FILE_PRIVATE;
           break;
         case FileKind::kUnsupported:
           if (problem_.empty()) {
@@ -233,7 +229,7 @@ void fill_mapping(const MemoryMap& map, const Vma& v, pb::Mapping& out) {
   out.set_kind(v.kind);
   out.set_offset(v.offset);
   std::string_view name = map.path(v);
-  if (v.kind == pb::MAPPING_FILE_PRIVATE || v.kind == pb::MAPPING_FILE_SHARED) {
+  if (!v.is_nameless() && (v.kind == pb::MAPPING_FILE_PRIVATE || v.kind == pb::MAPPING_FILE_SHARED)) {
     out.set_path(unescape(name));
     // A shared mapping that is writable now, or was when it was made, needs a writable descriptor.
     out.set_file_mode(v.shared && (v.prot & PROT_WRITE) ? O_RDWR : O_RDONLY);

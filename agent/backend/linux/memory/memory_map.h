@@ -52,6 +52,9 @@ struct Vma {
   bool is_private() const {
     return kind == pb::MAPPING_ANONYMOUS || kind == pb::MAPPING_FILE_PRIVATE;
   }
+  // A private mapping of a file that has no name any more (a library that was replaced), or never
+  // had one (a memfd): what the file holds is an object of its own.
+  bool is_nameless() const { return kind == pb::MAPPING_FILE_PRIVATE && file != nullptr && file->kind != FileKind::kRegular; }
 };
 
 class MemoryMap {
@@ -92,7 +95,7 @@ void write_mappings(const MemoryMap& map, SharedObjectId shared_object, pb::Proc
   for (const Vma& v : map.vmas()) {
     pb::Mapping* m = out.add_mappings();
     fill_mapping(map, v, *m);
-    if (v.kind == pb::MAPPING_SHARED) m->set_object(shared_object(v));
+    if (v.kind == pb::MAPPING_SHARED || v.is_nameless()) m->set_object(shared_object(v));
   }
 }
 

@@ -1,5 +1,6 @@
 #include "agent/backend/linux/memory/shared_object.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -120,7 +121,25 @@ Result<std::uint64_t> SharedObject::copy(backend::PageSink& sink) {
   return total;
 }
 
+Result<std::uint64_t> SharedObject::copy_written(backend::PageSink& sink) {
+  constexpr std::int64_t kSettledSeconds = 2;   // a change within the clock's step would not show
+  const bool sealed = (::fcntl(fd_.get(), F_GET_SEALS) & F_SEAL_WRITE) != 0 && ::fcntl(fd_.get(), F_GET_SEALS) > 0;
+  struct stat st {};
+  if (::fstat(fd_.get(), &st) != 0) return errno_error("stat", name_);
+  auto same = [](const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; };
+  if (settled_ && static_cast<std::uint64_t>(st.st_size) == size_ && (sealed || (same(st.st_mtim, written_) && same(st.st_ctim, changed_)))) return 0;
+  written_ = st.st_mtim;
+  changed_ = st.st_ctim;
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  const bool quiet = now.tv_sec - std::max(written_.tv_sec, changed_.tv_sec) >= kSettledSeconds;
+  BATON_ASSIGN(const std::uint64_t copied, copy(sink));
+  settled_ = !full_ && (sealed || quiet);
+  return copied;
+}
+
 void SharedObject::copy_again(PageRun run) {
+  settled_ = false;
   std::vector<PageRun> runs;
   known_.for_each_run(run.first, run.end(), [&](PageRun r) {
     runs.push_back(r);

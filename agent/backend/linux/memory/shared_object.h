@@ -33,6 +33,8 @@ class SharedObject {
   // Copies what changed while the sink has room. Answers pages taken; pages_pending() != 0
   // when the sink was full.
   Result<std::uint64_t> copy(backend::PageSink& sink);
+  // The same for a file that nobody maps to write to it: a glance tells that nothing has changed.
+  Result<std::uint64_t> copy_written(backend::PageSink& sink);
   // POSIX shared memory: its name now. Absent: another kind, or it has been unlinked.
   std::optional<pb::NamedMemory> named() const;
   void copy_again(PageRun run);
@@ -50,6 +52,8 @@ class SharedObject {
   Fd fd_;
   std::uint64_t size_ = 0;
   bool full_ = false;
+  bool settled_ = false;   // all of it has been copied, and it was unchanged for a while then
+  struct timespec written_ {}, changed_ {};
   PageSet known_;
   ContentMap digests_;
   std::vector<std::byte> buffer_;

@@ -135,6 +135,13 @@ class Mapper {
         break;
       case pb::MAPPING_FILE_PRIVATE:
       case pb::MAPPING_FILE_SHARED: {
+        if (m.object() != 0) {
+          BATON_TRY(make_room());
+          auto found = c_.objects.find(m.object());
+          if (found == c_.objects.end() || found->second.number < 0) return make_error(Code::kCorrupt, "build", subject(process_) + ": a mapping of an unknown memory object");
+          calls_.push_back(record(SYS_mmap, {m.start(), bytes, m.prot(), flags, static_cast<std::uint64_t>(found->second.number), m.offset()}));
+          break;
+        }
         int mode = m.kind() == pb::MAPPING_FILE_SHARED ? static_cast<int>(m.file_mode()) & O_ACCMODE : O_RDONLY;
         BATON_TRY(open(m.path(), mode));
         calls_.push_back(record(SYS_mmap, {m.start(), bytes, m.prot(), flags, 0, m.offset()}, kKeptIsFifth));
@@ -218,11 +225,24 @@ class Mapper {
   int mode_ = 0;
 };
 
-Result<void> set_layout(BuiltProcess& process, bool with_exe) {
+// A program that was replaced on the disk while it ran: its content is the object of its mappings.
+int object_of_exe(const Construction& c, const pb::ProcessState& process) {
+  for (const auto& m : process.mappings()) {
+    if (m.kind() != pb::MAPPING_FILE_PRIVATE || m.object() == 0 || m.name() != process.layout().exe()) continue;
+    auto found = c.objects.find(m.object());
+    if (found != c.objects.end()) return found->second.number;
+  }
+  return -1;
+}
+
+Result<void> set_layout(Construction& c, BuiltProcess& process, bool with_exe) {
   const auto& layout = process.state->layout();
   Puppet& puppet = process.leader();
   std::uint64_t exe = ~0ull;
-  if (with_exe) {
+  const int object = with_exe ? object_of_exe(c, *process.state) : -1;
+  if (object >= 0) {
+    BATON_ASSIGN(exe, puppet.checked("dup", layout.exe(), SYS_fcntl, {static_cast<std::uint64_t>(object), F_DUPFD_CLOEXEC, 0}));
+  } else if (with_exe) {
     BATON_ASSIGN(std::uint64_t path, puppet.put(layout.exe()));
     BATON_ASSIGN(exe, puppet.checked("open", layout.exe(), SYS_openat, {static_cast<std::uint64_t>(AT_FDCWD), path, O_RDONLY | O_CLOEXEC, 0}));
   }
@@ -339,7 +359,7 @@ Result<void> build_address_space(Construction& c, BuiltProcess& process) {
   for (const auto& m : process.state->mappings()) BATON_TRY(mapper.add(m));
   BATON_TRY(mapper.finish());
   BATON_TRY(advise_guards(process, process.state->guards(), kGuardInstall, 0));
-  BATON_TRY(set_layout(process, true));
+  BATON_TRY(set_layout(c, process, true));
   // The template's descriptors, which every process inherits.
   BATON_TRY(puppet.checked("close_range", subject(process), SYS_close_range, {static_cast<std::uint64_t>(c.first_number), ~0u, 0}));
   // Only now: closing any descriptor of a file ends the process's record locks on it (fcntl(2)).
@@ -379,11 +399,12 @@ static Result<void> make_whole(Construction& c, BuiltProcess& process, std::vect
   BATON_TRY(run(process.leader(), unmapping, "unmap", subject(process)));
   Mapper mapper(c, process);
   for (const auto* m : split) {
-    if (m->kind() == pb::MAPPING_SHARED) {
+    if (m->object() != 0) {
       auto found = c.objects.find(m->object());
       if (found == c.objects.end()) return make_error(Code::kCorrupt, "apply", subject(process) + ": a mapping of an unknown memory object");
       BATON_TRY(bring_descriptor(c, process.leader(), found->second.number, found->second.number, true));
-    } else if (m->kind() != pb::MAPPING_FILE_SHARED) {
+    }
+    if (m->kind() == pb::MAPPING_ANONYMOUS || m->kind() == pb::MAPPING_FILE_PRIVATE) {
       remade.push_back({process.state->memory_object(), m->start() / backend::kPageBytes, (m->end() - m->start()) / backend::kPageBytes});
     }
     BATON_TRY(mapper.add(*m));
@@ -421,7 +442,7 @@ Result<void> follow_address_space(Construction& c, BuiltProcess& process, const 
   BATON_TRY(run(puppet, calls, "unmap or protect", subject(process)));
   bool brought = false;
   for (const auto& s : made) {
-    if (s.now->kind() != pb::MAPPING_SHARED) continue;
+    if (s.now->object() == 0) continue;
     auto found = c.objects.find(s.now->object());
     if (found == c.objects.end()) return make_error(Code::kCorrupt, "apply", subject(process) + ": a mapping of an unknown memory object");
     BATON_TRY(bring_descriptor(c, puppet, found->second.number, found->second.number, true));
@@ -438,7 +459,7 @@ Result<void> follow_address_space(Construction& c, BuiltProcess& process, const 
   BATON_TRY(mapper.finish());
   BATON_TRY(make_whole(c, process, remade));
   if (brought) BATON_TRY(puppet.checked("close_range", subject(process), SYS_close_range, {static_cast<std::uint64_t>(c.first_number), ~0u, 0}));
-  if (layout) BATON_TRY(set_layout(process, false));
+  if (layout) BATON_TRY(set_layout(c, process, false));
   // What was made anew has none.
   return advise_guards(process, process.state->guards(), kGuardInstall, 0);
 }

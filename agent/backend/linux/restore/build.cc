@@ -305,6 +305,20 @@ class LinuxBuild final : public backend::Build {
       if (found == c_.objects.end()) continue;
       if (::fcntl(found->second.ours.get(), F_ADD_SEALS, file.memfd_seals()) != 0 && errno != EPERM) return errno_error("seal", file.name());
     }
+    // Of a file without a name that is only mapped, and only privately: nobody can write to it, and
+    // the next capture sees so at a glance.
+    std::set<std::uint64_t> writable;
+    for (const auto& file : c_.state.open_files()) writable.insert(file.object());
+    for (const auto& process : c_.state.processes()) {
+      for (const auto& m : process.mappings()) {
+        if (m.kind() == pb::MAPPING_SHARED) writable.insert(m.object());
+      }
+    }
+    for (const auto& object : manifest_.objects()) {
+      auto found = c_.objects.find(object.id());
+      if (object.kind() != pb::MEMORY_OBJECT_FILE_CONTENT || found == c_.objects.end() || writable.count(object.id()) != 0) continue;
+      (void)::fcntl(found->second.ours.get(), F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK);
+    }
     return {};
   }
 

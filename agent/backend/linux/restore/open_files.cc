@@ -388,7 +388,7 @@ Result<void> make_objects(Construction& c) {
     } else {
       std::string name = file != nullptr ? file->name() : "baton-shared";
       BATON_ASSIGN(std::uint64_t at, c.maker().put(name));
-      bool seals = file != nullptr && (file->memfd_seals() & F_SEAL_SEAL) == 0;
+      bool seals = file != nullptr ? (file->memfd_seals() & F_SEAL_SEAL) == 0 : object.kind() == pb::MEMORY_OBJECT_FILE_CONTENT;
       BATON_ASSIGN(std::uint64_t got, c.maker().checked("memfd_create", name, SYS_memfd_create, {at, static_cast<std::uint64_t>(MFD_CLOEXEC | (seals || (file != nullptr && file->memfd_seals() != F_SEAL_SEAL) ? MFD_ALLOW_SEALING : 0))}));
       low = static_cast<int>(got);
     }
