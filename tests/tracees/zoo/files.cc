@@ -230,6 +230,31 @@ Animal lease() {
           {}};
 }
 
+// Told by its signal when somebody else opens the file.
+Animal lease_broken() {
+  std::string path = place("lease-write");
+  int fd = make(path, "leased");
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGRTMIN + 6);
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  MUST(fcntl(fd, F_SETSIG, SIGRTMIN + 6) == 0);
+  MUST(fcntl(fd, F_SETLEASE, F_WRLCK) == 0);
+  return {[=](Check& c) {
+            c.same(fcntl(fd, F_GETLEASE), F_WRLCK, "lease");
+            c.same(open(path.c_str(), O_RDONLY | O_NONBLOCK), -1, "others wait");
+            c.same(errno, EWOULDBLOCK, "so they are told");
+            timespec limit{2, 0};
+            siginfo_t info{};
+            c.same(sigtimedwait(&set, &info, &limit), SIGRTMIN + 6, "told");
+            c.same(info.si_fd, fd, "by which number");
+            MUST(fcntl(fd, F_SETLEASE, F_UNLCK) == 0);   // takes the signal's number along
+            MUST(fcntl(fd, F_SETSIG, SIGRTMIN + 6) == 0);
+            MUST(fcntl(fd, F_SETLEASE, F_WRLCK) == 0);
+          },
+          {}};
+}
+
 Animal owner() {
   auto ends = std::make_shared<std::vector<int>>(2);
   MUST(pipe(ends->data()) == 0);
@@ -590,7 +615,8 @@ const std::vector<Case> kCases = {
     {"lock-flock", "file lock", nullptr, flock_held},
     {"lock-record", "file lock", nullptr, record_locks},
     {"lock-description", "file lock", nullptr, description_locks},
-    {"lock-lease", "file lock", "file leases", lease},
+    {"lock-lease", "file lock", nullptr, lease},
+    {"lock-lease-broken", "file lock", nullptr, lease_broken},
     {"file-owner", "descriptor owner", nullptr, owner},
     {"terminal", "terminal", nullptr, terminal},
     {"terminal-controlling", "terminal", nullptr, controlling_terminal},

@@ -492,6 +492,10 @@ Result<void> set_owner(Construction& c, BuiltProcess& process, const pb::Descrip
     BATON_TRY(puppet.call(SYS_fcntl, {u(number), F_SETOWN_EX, at}));
   }
   if (file.owner_signal() != 0) BATON_TRY(puppet.call(SYS_fcntl, {u(number), F_SETSIG, u(file.owner_signal())}));
+  if (!file.lease().empty()) {
+    const std::uint64_t kind = file.lease() == "w" ? F_WRLCK : F_RDLCK;
+    BATON_TRY(puppet.checked("F_SETLEASE", file.path(), SYS_fcntl, {u(number), F_SETLEASE, kind}));
+  }
   if ((file.flags() & O_ASYNC) == 0 || (file.flags() & O_PATH) != 0) return {};
   // The signal tells by which number this was set: the first that the program has.
   if (!c.signalling.insert(c.open_numbers[descriptor.open_file()]).second) return {};

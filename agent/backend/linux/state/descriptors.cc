@@ -209,8 +209,12 @@ class Reader {
         case LockLine::kOfd:
           if (first) *file.add_record_locks() = std::move(record);
           break;
+        case LockLine::kLease:
+          if (lock.settled) file.set_lease(lock.write ? "w" : "r");
+          else refuse(f, "file lease", "somebody waits for its end");
+          break;
         default:
-          refuse(f, "file lease", "file leases are not supported");
+          refuse(f, "file lock", "a lock of unknown kind");
       }
     }
   }

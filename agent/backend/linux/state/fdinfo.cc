@@ -44,6 +44,7 @@ LockLine parse_lock(const std::string& text) {
   else if (kind == "OFDLCK") lock.kind = LockLine::kOfd;
   else if (kind == "LEASE" || kind == "DELEG") lock.kind = LockLine::kLease;
   lock.write = access == "WRITE";
+  lock.settled = kind == "LEASE" && advisory == "ACTIVE";
   lock.pid = std::atoi(pid.c_str());
   lock.start = std::strtoull(start.c_str(), nullptr, 10);
   lock.bytes = end == "EOF" ? 0 : std::strtoull(end.c_str(), nullptr, 10) - lock.start + 1;

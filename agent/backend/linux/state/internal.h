@@ -81,6 +81,7 @@ Result<FdInfo> read_fdinfo(pid_t pid, int fd);
 struct LockLine {
   enum Kind { kFlock, kPosix, kOfd, kLease, kOther } kind = kOther;
   bool write = false;
+  bool settled = false;                 // a lease that nobody wants to break
   pid_t pid = 0;
   std::uint64_t start = 0, bytes = 0;   // bytes 0: to the end of the file
 };
