@@ -186,6 +186,11 @@ class Coordinator {
   Result<std::string> drain_target(const Known& known, const std::string& from);
   void return_standbys(const std::string& node);
 
+  // fail_back.cc
+  std::string home_of(const Known& known);   // where it should go back to, and could; empty: nowhere
+  void fail_back(const Known& known);
+  void forget_homes(const std::set<std::string>& workloads);
+
   // recovery.cc
   void resolve_operations();
   void resolve_operation(const Known& known);
@@ -206,6 +211,8 @@ class Coordinator {
   std::set<std::string> cleaning_;      // "node/workload" being cleaned up
   std::set<std::string> unreachable_;   // nodes already declared so
   std::set<std::string> strangers_;     // "node/workload" reported, never heard of
+  std::map<std::string, std::chrono::nanoseconds> homesick_;   // workload: when it may go back to its node
+  bool failing_back_ = false;
   std::string voter_address_;
   bool stopping_ = false;
   std::stop_source stop_;               // requested with stopping_

@@ -13,6 +13,7 @@
 //            workload stays the target's, and can be restored again.
 //   delete   done to the end: stopped where it runs, dropped everywhere.
 #include <algorithm>
+#include <set>
 
 #include "base/log.h"
 #include "coordinator/coordinator.h"
@@ -54,9 +55,12 @@ void Coordinator::watch(std::stop_token stop) {
     // Workloads that lack a standby take one as soon as there is a fit node.
     auto records = store_.list<pb::WorkloadRecord>();
     if (!records) continue;
+    std::set<std::string> names;
     for (const auto& record : *records) {
+      names.insert(record.value.spec().name());
       auto one = known(record.value.spec().name());
       if (!one || one->operation.version != 0) continue;
+      fail_back(*one);
       // So does one whose standby has fallen silent.
       const auto standbys = standbys_of(*one);
       const bool lacking = std::any_of(gone.begin(), gone.end(), [&](const std::string& node) {
@@ -68,6 +72,7 @@ void Coordinator::watch(std::stop_token stop) {
         settle_standbys(record.value.spec().name(), false);
       }
     }
+    forget_homes(names);
   }
 }
 

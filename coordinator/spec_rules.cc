@@ -172,6 +172,7 @@ void fill_defaults(pb::WorkloadSpec& spec) {
     spec.set_external_unix(pb::EXTERNAL_UNIX_REFUSE);
   }
   if (spec.on_exit() == pb::ON_EXIT_UNSPECIFIED) spec.set_on_exit(pb::ON_EXIT_STOP);
+  if (spec.fail_back() == pb::FAIL_BACK_UNSPECIFIED) spec.set_fail_back(pb::FAIL_BACK_NEVER);
   if (spec.dedup().empty()) spec.set_dedup("workload");
   if (spec.digest().empty()) spec.set_digest(spec.dedup() == "cluster" ? "sha256" : "xxh3");
   if (spec.retention().keep_last() == 0) spec.mutable_retention()->set_keep_last(100);
@@ -184,7 +185,7 @@ SpecDifference compare_specs(const pb::WorkloadSpec& now, const pb::WorkloadSpec
       "mode",         "interval_us", "durability", "on_exit",      "max_slowdown",
       "max_lag_us",   "priority",    "tracker",    "copier",       "retention",
       "keep_local",   "verify",      "tcp",        "external_unix", "health",
-      "with_files",   "standbys",    "standby_count"};
+      "with_files",   "standbys",    "standby_count", "fail_back"};
   static const std::vector<std::string> kIgnored = {"domain", "hash_key", "node"};
   SpecDifference out;
   const auto* descriptor = pb::WorkloadSpec::descriptor();

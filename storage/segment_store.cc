@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include <boost/unordered/unordered_flat_set.hpp>
 #include <spdlog/spdlog.h>
@@ -61,10 +62,19 @@ Result<void> SegmentPageStore::open() {
   std::sort(ids.begin(), ids.end());
 
   std::uint64_t damaged = 0;
+  std::map<DomainId, PageIndex::Loader> found_pages;
+  PageIndex::Loader* loader = nullptr;   // of the domain that the last page was of
+  DomainId loading{};
   for (std::uint32_t id : ids) {
     next_id_ = std::max(next_id_, id + 1);
     auto found = [&](const DomainId& domain, const Digest& digest, const PagePlace& place) {
-      return place.frame < kMaxSegmentFrames && index_of(domain).insert(digest, place, 0);
+      if (place.frame >= kMaxSegmentFrames) return false;
+      if (loader == nullptr || !(loading == domain)) {
+        loader = &found_pages[domain];
+        loading = domain;
+      }
+      loader->add(digest, place);
+      return true;
     };
     BATON_ASSIGN(auto segment, Segment::open(folder_, id, disk_, found, damaged));
     if (!segment) continue;
@@ -73,6 +83,11 @@ Result<void> SegmentPageStore::open() {
     if (segment->appendable()) {
       if (active_) (void)active_->seal();
       active_ = segment;
+    }
+  }
+  for (auto& [domain, pages] : found_pages) {
+    for (const PagePlace& place : index_of(domain).load(std::move(pages))) {
+      if (auto segment = segments_.find(place.segment); segment != segments_.end()) segment->second->add_dead(place.frame);
     }
   }
   damaged_frames_ = damaged;

@@ -19,7 +19,10 @@ int exit_code(Code code) {
 int print_error(const Error& error) {
   std::string text = error.message();
   if (error.sys_errno == 0 && !error.operation.empty() && !error.subject.empty()) {
-    text = error.operation + ": " + error.subject + (error.hint.empty() ? "" : ". " + error.hint);
+    Error said = error;   // message() joins the hint
+    said.subject = error.operation + ": " + error.subject;
+    said.operation.clear();
+    text = said.message();
   }
   std::fprintf(stderr, "baton: %s\n", printable(text).c_str());
   return exit_code(error.code);

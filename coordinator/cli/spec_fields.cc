@@ -171,6 +171,16 @@ std::vector<SpecField> make_fields() {
                       spec.set_on_exit(on_exit);
                       return {};
                     }});
+  fields.push_back({"fail_back", kText, "never|auto",
+                    "whether it goes back to its node after a failover (default never)", false,
+                    [](Spec& spec, const std::string& text) -> Result<void> {
+                      BATON_ASSIGN(const auto fail_back, (choice<pb::FailBack>(
+                                                             "fail_back", text,
+                                                             {{"never", pb::FAIL_BACK_NEVER},
+                                                              {"auto", pb::FAIL_BACK_AUTO}})));
+                      spec.set_fail_back(fail_back);
+                      return {};
+                    }});
   fields.push_back({"max_slowdown", kText, "FACTOR", "how much slower it may run: 1.05 is 5 %",
                     false, [](Spec& spec, const std::string& text) -> Result<void> {
                       double factor = 0;

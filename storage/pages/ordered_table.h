@@ -28,6 +28,14 @@ class OrderedTable {
     if (homes > homes_) rebuild(homes);
   }
 
+  // Instead of what is there; `sorted` by key, each key once.
+  void fill(const std::vector<Entry>& sorted) {
+    size_ = sorted.size();
+    homes_ = size_ == 0 ? 0 : size_ + size_ / 6 + kSlack;
+    if (size_ == 0) entries_ = {};
+    else place(sorted);
+  }
+
   Entry* find(const Key& key) {
     for (std::size_t i = home(key); i < entries_.size() && entries_[i].used(); ++i) {
       if (entries_[i].key() == key) return &entries_[i];

@@ -1,6 +1,58 @@
 #include "storage/pages/page_index.h"
 
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
 namespace baton::storage {
+
+void PageIndex::Loader::add(const Digest& digest, const PagePlace& place) {
+  Part& part = parts_[shard_number(digest)];
+  auto enter = [&](auto& list, auto fresh) {
+    fresh.set_place(place);
+    list.push_back(fresh);
+  };
+  if (digest.is_narrow()) enter(part.narrow, Entry<2>{WordKey<2>::of(digest)});
+  else enter(part.wide, Entry<4>{WordKey<4>::of(digest)});
+}
+
+template <std::size_t Words>
+void PageIndex::lay_out(std::vector<Entry<Words>>& found, OrderedTable<Entry<Words>, WordKey<Words>>& table, std::vector<PagePlace>& superfluous) {
+  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) {
+    if (const auto order = a.key() <=> b.key(); order != 0) return order < 0;
+    return a.segment != b.segment ? a.segment < b.segment : a.frame_slot < b.frame_slot;
+  });
+  const auto end = std::unique(found.begin(), found.end(), [&](const auto& kept, const auto& other) {
+    if (kept.key() != other.key()) return false;
+    superfluous.push_back(other.place());
+    return true;
+  });
+  found.erase(end, found.end());
+  table.fill(found);
+  std::vector<Entry<Words>>().swap(found);
+}
+
+std::vector<PagePlace> PageIndex::load(Loader loader) {
+  std::vector<PagePlace> superfluous;
+  std::mutex mutex;
+  std::atomic<std::size_t> next = 0;
+  auto work = [&] {
+    std::vector<PagePlace> mine;
+    for (std::size_t i; (i = next.fetch_add(1)) < kShards;) {
+      std::lock_guard lock(shards_[i].mutex);
+      lay_out(loader.parts_[i].narrow, shards_[i].narrow, mine);
+      lay_out(loader.parts_[i].wide, shards_[i].wide, mine);
+    }
+    std::lock_guard lock(mutex);
+    superfluous.insert(superfluous.end(), mine.begin(), mine.end());
+  };
+  {
+    std::vector<std::jthread> helpers;
+    for (unsigned i = 1; i < std::clamp(std::thread::hardware_concurrency(), 1u, 4u); ++i) helpers.emplace_back(work);
+    work();
+  }
+  return superfluous;
+}
 
 bool PageIndex::touch(const Digest& digest, std::uint32_t epoch) {
   Shard& shard = shard_of(digest);

@@ -138,6 +138,16 @@ class Failover(Case):
         self.assertEqual(len(witness.prove(self, most_lost_ms=1000)), 1)
         self.assertTrue([e for e in self.bench.baton("events") if e["workload"] == "patient" and e["kind"] == "unhealthy"])
 
+    def test_program_goes_back_to_its_node_when_asked_to(self):
+        witness = self.witness("homesick", "--fail-back", "auto")
+        self.bench.vecu("kill", "ecu1")
+        witness.runs_on("ecu2")
+        self.settle("ecu1")
+        wait_until(lambda: witness.host() == "ecu1", 90, "it is back on ecu1")
+        failover, back = witness.prove(self, most_lost_ms=500)
+        self.assertEqual((failover[:2], back[:2], back[3]), (("ecu1", "ecu2"), ("ecu2", "ecu1"), 0), "back by a migration, which loses nothing")
+        self.assertTrue([e for e in self.bench.baton("events") if e["workload"] == "homesick" and e["kind"] == "fail back"])
+
     def test_drained_node_is_left_and_taken_again(self):
         witness = self.witness("guest")
         drained = self.bench.baton("node", "drain", "ecu1", timeout=120)

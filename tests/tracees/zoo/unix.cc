@@ -234,6 +234,28 @@ Animal accepted() {
           {}};
 }
 
+// The listener is gone, and the client has a name of its own.
+Animal accepted_abstract() {
+  std::string name("\0zoo-accepted", 13), mine("\0zoo-client", 11);
+  int listener = named(SOCK_SEQPACKET, name);
+  MUST(listen(listener, 5) == 0);
+  int client = named(SOCK_SEQPACKET, mine);
+  sockaddr_un to{};
+  to.sun_family = AF_UNIX;
+  memcpy(to.sun_path, name.data(), name.size());
+  MUST(connect(client, reinterpret_cast<sockaddr*>(&to), (socklen_t)(sizeof to.sun_family + name.size())) == 0);
+  int server = accept(listener, nullptr, nullptr);
+  close(listener);
+  return {[=](Check& c) {
+            c.same(own_name(server).compare(name), 0, "the accepted one's name");
+            c.same(peer_name(server).compare(mine), 0, "its peer's");
+            c.same(own_name(client).compare(mine), 0, "the client's");
+            put(client, "asked");
+            expect_text(c, server, "asked", "through");
+          },
+          {}};
+}
+
 Animal waiting() {
   std::string path = place("waiting");
   int listener = named(SOCK_STREAM, path);
@@ -388,7 +410,8 @@ const std::vector<Case> kCases = {
     {"unix-peer-gone", "unix socket", nullptr, peer_gone},
     {"unix-listening-path", "unix socket", nullptr, listening_path},
     {"unix-listening-abstract", "unix socket", nullptr, listening_abstract},
-    {"unix-accepted", "unix socket", kLost, accepted},
+    {"unix-accepted", "unix socket", nullptr, accepted},
+    {"unix-accepted-abstract", "unix socket", nullptr, accepted_abstract},
     {"unix-waiting", "unix socket", "connections wait to be accepted", waiting},
     {"unix-waiting-with-data", "unix socket", "connections wait to be accepted", waiting_with_data},
     {"unix-datagram-names", "unix socket", "datagrams from outside wait", datagrams_from_names},

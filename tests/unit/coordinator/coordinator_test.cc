@@ -624,6 +624,57 @@ TEST_F(CoordinatorTest, Failover_OfAVotedWorkload_GetsAnotherStandbyWhenTheOldNo
   }));
 }
 
+TEST_F(CoordinatorTest, FailBack_AfterATakeover_GoesHomeOnceThatHasStoodByForAWhile) {
+  for (const char* node : {"ecu1", "ecu2", "ecu3"}) join(node);
+  auto request = run_request("x", "ecu1");
+  request.mutable_spec()->add_standbys("ecu2");
+  request.mutable_spec()->set_fail_back(pb::FAIL_BACK_AUTO);
+  ASSERT_TRUE(core_->run(request, "test"));
+  ASSERT_TRUE(core_->enter_voters("ecu1", voted_x(2, "ecu1")));
+  auto taken = voted_x(3, "ecu2");
+  taken.set_reason("takeover");
+  taken.set_previous_owner("ecu1");
+  ASSERT_TRUE(core_->note_tenure("ecu2", note_of(taken)));
+  std::atomic<int> asked = 0;
+  agents_.at("ecu2")->on_migrate = [&](const pb::MigrateRequest& order, const auto& sink, std::stop_token) -> Result<void> {
+    EXPECT_EQ(order.target().node(), "ecu1");
+    if (++asked == 1) return make_error(Code::kUnreachable, "migrate", "ecu1 does not answer");
+    auto back = voted_x(4, "ecu1");
+    back.set_reason("migrate");
+    back.set_previous_owner("ecu2");
+    EXPECT_TRUE(core_->note_tenure("ecu1", note_of(back)));
+    pb::MigrateProgress progress;
+    progress.set_phase("done");
+    progress.mutable_report()->set_pid(56);
+    sink(progress);
+    return {};
+  };
+  // A third of a second of theirs; nobody falls silent meanwhile.
+  auto pass = [&](bool in_step, std::chrono::milliseconds ours) {
+    auto running = status("x", "running", 3);
+    auto& copy = *running.add_standbys();
+    copy.set_node("ecu1");
+    copy.set_connected(in_step);
+    copy.set_last_committed(5);
+    clock_.advance(300ms);
+    beat("ecu1");
+    beat("ecu2", {running});
+    beat("ecu3");
+    std::this_thread::sleep_for(ours);
+  };
+  for (int i = 0; i < 50; ++i) pass(false, 50ms);
+  EXPECT_EQ(asked, 0) << "it does not stand by yet";
+  auto begun = clock_.monotonic_now();
+  for (int i = 0; i < 200 && asked == 0; ++i) pass(true, 50ms);
+  EXPECT_EQ(asked, 1);
+  EXPECT_GE(clock_.monotonic_now() - begun, 10s);
+  begun = clock_.monotonic_now();
+  for (int i = 0; i < 1000 && asked == 1; ++i) pass(true, 10ms);
+  EXPECT_EQ(asked, 2) << "it tries again";
+  EXPECT_GE(clock_.monotonic_now() - begun, 50s);
+  EXPECT_TRUE(soon([&] { return core_->show_workload("x")->ownership().owner() == "ecu1" && !operation_under_way("x"); }));
+}
+
 TEST_F(CoordinatorTest, Failover_ByHandOfAVotedWorkload_AsksTheTarget) {
   running_x();
   ASSERT_TRUE(core_->enter_voters("ecu1", voted_x(2, "ecu1")));

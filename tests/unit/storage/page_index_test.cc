@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
+#include <tuple>
 
 namespace baton::storage {
 namespace {
@@ -100,6 +102,43 @@ TEST(PageIndex, RandomOperations_AgreeWithAMap) {
     ASSERT_EQ(index.size(), model.size());
     for (const auto& [digest, known] : model) ASSERT_EQ(index.find(digest), known.place);
   }
+}
+
+// What is loaded at once is what insertions in the order of the places would have given, and goes on
+// taking them.
+TEST(PageIndex, Load_IsAsInsertedOneByOne) {
+  std::mt19937_64 random(11);
+  struct Found { Digest digest; PagePlace place; };
+  std::vector<Found> all;
+  for (std::uint32_t i = 0; i < 50'000; ++i) {
+    const bool again = i > 100 && random() % 10 == 0;
+    const Digest d = again ? all[random() % all.size()].digest : random_digest(random, i % 5 == 0);
+    all.push_back({d, {1 + i / 20'000, i % 20'000, static_cast<std::uint8_t>(i % 16)}});
+  }
+  PageIndex one_by_one, loaded;
+  std::vector<PagePlace> superfluous;
+  for (const auto& f : all) {
+    if (!one_by_one.insert(f.digest, f.place, 0)) superfluous.push_back(f.place);
+  }
+  std::shuffle(all.begin(), all.end(), random);
+  PageIndex::Loader loader;
+  for (const auto& f : all) loader.add(f.digest, f.place);
+  auto given = loaded.load(std::move(loader));
+  auto order = [](const PagePlace& a, const PagePlace& b) { return std::tie(a.segment, a.frame, a.slot) < std::tie(b.segment, b.frame, b.slot); };
+  std::sort(given.begin(), given.end(), order);
+  std::sort(superfluous.begin(), superfluous.end(), order);
+  EXPECT_EQ(given, superfluous);
+  EXPECT_EQ(loaded.size(), one_by_one.size());
+  EXPECT_LE(static_cast<double>(loaded.memory_bytes()) / static_cast<double>(loaded.size()), 50.0);   // a fifth of them wide
+  for (const auto& f : all) ASSERT_EQ(loaded.find(f.digest), one_by_one.find(f.digest));
+  for (int i = 0; i < 20'000; ++i) {
+    const Digest d = random_digest(random, false);
+    ASSERT_TRUE(loaded.insert(d, {9, 9, 9}, 1));
+    ASSERT_EQ(loaded.find(d), (PagePlace{9, 9, 9}));
+  }
+  EXPECT_EQ(loaded.load({}).size(), 0u);
+  EXPECT_EQ(loaded.size(), 0u);
+  EXPECT_TRUE(loaded.insert(all[0].digest, all[0].place, 1));
 }
 
 TEST(PageIndex, Memory_IsAtMost40BytesAPage_AtEverySize) {

@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sched.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -13,6 +15,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 
 #include "agent/backend/linux/restore/construction.h"
 #include "agent/backend/linux/restore/tcp.h"
@@ -194,11 +197,9 @@ class SocketMaker {
     std::pair<int, int> made{-1, -1};
     auto found = lonely ? pairs.end() : pairs.find(socket_.pair());
     if (found == pairs.end()) {
-      BATON_TRY(checked("socketpair", "unix socket", SYS_socketpair, {AF_UNIX, static_cast<std::uint64_t>(socket_.type()) | SOCK_CLOEXEC, 0, maker_.data()}));
-      int both[2];
-      BATON_TRY(maker_.read(maker_.data(), std::as_writable_bytes(std::span(both))));
-      BATON_ASSIGN(made.first, keep_number(c_, both[0], "unix socket"));
-      BATON_ASSIGN(made.second, keep_number(c_, both[1], "unix socket"));
+      BATON_ASSIGN(const auto both, new_pair(lonely));
+      BATON_ASSIGN(made.first, keep_number(c_, both.first, "unix socket"));
+      BATON_ASSIGN(made.second, keep_number(c_, both.second, "unix socket"));
       if (!lonely) found = pairs.emplace(socket_.pair(), made).first;
     }
     auto& ends = lonely ? made : found->second;
@@ -209,6 +210,80 @@ class SocketMaker {
     if (lonely) BATON_TRY(maker_.call(SYS_close, {u(other)}));
     // Handed over as a low number: the kept one stays for the other end's queue.
     return checked("dup", "unix socket", SYS_dup, {u(mine)});
+  }
+
+  Result<std::pair<int, int>> new_pair(bool lonely) {
+    std::string first = socket_.local(), second;
+    for (const auto& file : c_.state.open_files()) {
+      const auto& other = file.socket();
+      if (lonely || other.kind() != pb::SOCKET_UNIX_PAIR || other.pair() != socket_.pair() || other.first_of_pair() == socket_.first_of_pair()) continue;
+      second = other.local();
+    }
+    if (!lonely && !socket_.first_of_pair()) std::swap(first, second);
+    if (socket_.type() != SOCK_DGRAM && !(first.empty() && second.empty())) {
+      // Names are no reason to refuse: without them it is what socketpair(2) gives.
+      if (auto named = first.empty() ? accepted(second, first) : accepted(first, second)) {
+        return first.empty() ? std::pair{named->second, named->first} : *named;
+      }
+    }
+    BATON_TRY(checked("socketpair", "unix socket", SYS_socketpair, {AF_UNIX, static_cast<std::uint64_t>(socket_.type()) | SOCK_CLOEXEC, 0, maker_.data()}));
+    int both[2];
+    BATON_TRY(maker_.read(maker_.data(), std::as_writable_bytes(std::span(both))));
+    return std::pair{both[0], both[1]};
+  }
+
+  // A socket that was accepted has its listener's name: so by a listener under that name, for a
+  // moment, in a folder that is the whole world of a process made for it.
+  Result<std::pair<int, int>> accepted(const std::string& name, const std::string& peer) {
+    BATON_ASSIGN(Puppet helper, maker_.clone(CLONE_FILES, SIGCHLD, 0));
+    const std::string world = "/tmp/.baton-names-" + std::to_string(maker_.pid()) + "-" + std::to_string(helper.inside());
+    auto made = [&]() -> Result<std::pair<int, int>> {
+      BATON_ASSIGN(std::uint64_t root, helper.put(world));
+      BATON_TRY(helper.checked("mkdir", world, SYS_mkdir, {root, 0700}));
+      BATON_TRY(helper.checked("chroot", world, SYS_chroot, {root}));
+      BATON_TRY(helper.checked("chdir", world, SYS_chdir, {root_of(helper)}));
+      const std::uint64_t type = static_cast<std::uint64_t>(socket_.type()) | SOCK_CLOEXEC;
+      BATON_ASSIGN(std::uint64_t listener, helper.checked("socket", "unix socket", SYS_socket, {AF_UNIX, type, 0}));
+      BATON_ASSIGN(std::uint64_t client, helper.checked("socket", "unix socket", SYS_socket, {AF_UNIX, type, 0}));
+      auto ends = [&]() -> Result<std::uint64_t> {
+        BATON_TRY(bind_in(helper, listener, name));
+        BATON_TRY(helper.checked("listen", describe(name), SYS_listen, {listener, 1}));
+        if (!peer.empty() && peer != name) BATON_TRY(bind_in(helper, client, peer));
+        BATON_ASSIGN(std::uint64_t at, helper.put(std::as_bytes(std::span(name))));
+        BATON_TRY(helper.checked("connect", describe(name), SYS_connect, {client, at, name.size()}));
+        return helper.checked("accept4", describe(name), SYS_accept4, {listener, 0, 0, SOCK_CLOEXEC});
+      }();
+      BATON_TRY(helper.call(SYS_close, {listener}));
+      if (!ends) {
+        BATON_TRY(helper.call(SYS_close, {client}));
+        return std::move(ends).error();
+      }
+      return std::pair{static_cast<int>(*ends), static_cast<int>(client)};
+    }();
+    const int inside = helper.inside();
+    BATON_TRY(helper.end(0));
+    BATON_TRY(maker_.checked("wait4", "a child", SYS_wait4, {u(inside), 0, __WALL, 0}));
+    std::error_code ignored;
+    std::filesystem::remove_all(world, ignored);
+    return made;
+  }
+
+  static std::uint64_t root_of(Puppet& puppet) {
+    auto at = puppet.put(std::string("/"));
+    return at ? *at : 0;
+  }
+
+  static Result<void> bind_in(Puppet& puppet, std::uint64_t fd, const std::string& name) {
+    if (name.size() > 2 && name[2] != 0) {
+      const std::string path = name.substr(2).c_str();
+      for (std::size_t at = path.find('/', 1); at != std::string::npos; at = path.find('/', at + 1)) {
+        BATON_ASSIGN(std::uint64_t folder, puppet.put(path.substr(0, at)));
+        BATON_TRY(puppet.call(SYS_mkdir, {folder, 0700}));
+      }
+    }
+    BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(name))));
+    BATON_TRY(puppet.checked("bind", describe(name), SYS_bind, {fd, at, name.size()}));
+    return {};
   }
 
   Result<void> refill(int into) {
