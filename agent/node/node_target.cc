@@ -200,6 +200,12 @@ Result<pb::ActivateTargetResponse> Node::activate_target(const pb::ActivateTarge
   const bool from_standby = process.has_value();
   standbys_.remove(name, true);
   Barred barred(standbys_, name);
+  {
+    // From here on it may run, whatever the warden has answered: no shadow any more, that a new
+    // standby of this name would look after (discard_target).
+    std::lock_guard lock(mutex_);
+    if (auto it = incoming_.find(name); it != incoming_.end()) it->second.shadow = false;
+  }
   if (!process) {
     BATON_ASSIGN(const std::uint64_t until, lease_for(name, ownership.incarnation()));
     activate.set_incarnation(ownership.incarnation());
