@@ -52,8 +52,9 @@ class Disk(Case):
         workload.wait_commit(5)
         self.bench.vecu("kill-agent", "ecu2")
         committed = workload.committed()
-        # As a power cut in the middle of the next append leaves it: some bytes of a record at the end.
-        newest = self.bench.exec("ecu2", "/bin/sh", "-c", f"find {STORE} -type f -printf '%T@ %p\\n' | sort -n | tail -4 | cut -d' ' -f2-").split()
+        # As a power cut in the middle of the next append leaves it: some bytes of a record at the end. (A voter whose
+        # log ends like that asks the others before it votes, and one of them is about to be switched off.)
+        newest = self.bench.exec("ecu2", "/bin/sh", "-c", f"find {STORE}/store -type f -printf '%T@ %p\\n' | sort -n | tail -4 | cut -d' ' -f2-").split()
         for path in newest:
             if path.endswith((".log", ".rec", ".journal")) or "log" in os.path.basename(path):
                 self.bench.exec("ecu2", "/bin/sh", "-c", f"head -c 37 /dev/urandom >>{path}")

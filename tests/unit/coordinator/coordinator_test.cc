@@ -357,6 +357,7 @@ TEST_F(CoordinatorTest, Session_OfTheSameNodeAgain_EndsTheOlder) {
   join("ecu1");
   EXPECT_FALSE(core_->next_order(*old));
   EXPECT_EQ(core_->report(*old, report("ecu1")).error().code, Code::kConflict);
+  core_->close_session(*old);
 }
 
 TEST_F(CoordinatorTest, Orders_TellANodeWhatItDoesNotOwn) {
