@@ -143,8 +143,14 @@ class CoordinatorTest : public testing::Test {
  protected:
   CoordinatorTest() { boot(); }
   ~CoordinatorTest() override {
-    for (auto& [node, session] : sessions_) core_->close_session(*session);
+    hang_up();
     core_.reset();
+  }
+  void hang_up() {
+    for (auto& [node, session] : sessions_) core_->close_session(*session);
+    for (auto& session : replaced_) core_->close_session(*session);
+    sessions_.clear();
+    replaced_.clear();
   }
   void boot() {
     sessions_.clear();
@@ -152,7 +158,7 @@ class CoordinatorTest : public testing::Test {
     EXPECT_TRUE(core_->start());
   }
   void restart() {
-    for (auto& [node, session] : sessions_) core_->close_session(*session);
+    hang_up();
     core_.reset();
     boot();
   }
@@ -177,6 +183,7 @@ class CoordinatorTest : public testing::Test {
   void join(const std::string& node, const std::vector<pb::WorkloadStatus>& workloads = {}) {
     auto session = core_->open_session(node, report(node, workloads));
     ASSERT_TRUE(session) << session.error().message();
+    if (auto& now = sessions_[node]) replaced_.push_back(now);
     sessions_[node] = *session;
   }
   void beat(const std::string& node, const std::vector<pb::WorkloadStatus>& workloads = {}) {
@@ -267,6 +274,7 @@ class CoordinatorTest : public testing::Test {
   FakeDirectory agents_;
   std::unique_ptr<Coordinator> core_;
   std::map<std::string, std::shared_ptr<Session>> sessions_;
+  std::vector<std::shared_ptr<Session>> replaced_;   // by another of the same node: its stream has not noticed yet
   std::vector<pb::MigrateProgress> progress_;
 };
 
@@ -357,7 +365,6 @@ TEST_F(CoordinatorTest, Session_OfTheSameNodeAgain_EndsTheOlder) {
   join("ecu1");
   EXPECT_FALSE(core_->next_order(*old));
   EXPECT_EQ(core_->report(*old, report("ecu1")).error().code, Code::kConflict);
-  core_->close_session(*old);
 }
 
 TEST_F(CoordinatorTest, Orders_TellANodeWhatItDoesNotOwn) {
