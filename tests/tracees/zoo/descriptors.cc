@@ -276,6 +276,25 @@ Animal timerfd_periodic_unread() {
             MUST(poll(&again, 1, 1000) == 1);
           }};
 }
+// Due for a while and not looked at: it goes on at its beat, and what has passed is counted.
+Animal timerfd_periodic_due() {
+  int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+  itimerspec set{{0, 30'000'000}, {0, 30'000'000}};
+  auto begun = std::make_shared<long long>(tracee::now_ns(CLOCK_MONOTONIC));
+  timerfd_settime(fd, 0, &set, nullptr);
+  usleep(100'000);
+  return {[=](Check& c) {
+            const long long passed = (tracee::now_ns(CLOCK_MONOTONIC) - *begun) / 30'000'000;
+            const auto ticks = (long long)read_word(fd);
+            c.expect(ticks >= passed - 1 && ticks <= passed + 1, "ticks", ticks, passed);
+            *begun += ticks * 30'000'000;
+            pollfd next{fd, POLLIN, 0};
+            c.same(poll(&next, 1, 2000), 1, "it goes on");
+            const long long late = (tracee::now_ns(CLOCK_MONOTONIC) - *begun) % 30'000'000;
+            c.expect(late < 20'000'000 || late > 29'000'000, "at its beat", late, 0);
+          },
+          {}};
+}
 Animal timerfd_expired() {
   int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
   itimerspec set{{0, 0}, {0, 1000}};
@@ -659,6 +678,7 @@ const std::vector<Case> kCases = {
     {"timerfd-real-absolute", "timerfd", nullptr, timerfd_real_absolute},
     {"timerfd-boot", "timerfd", nullptr, timerfd_boot},
     {"timerfd-periodic-unread", "timerfd", nullptr, timerfd_periodic_unread},
+    {"timerfd-periodic-due", "timerfd", nullptr, timerfd_periodic_due},
     {"timerfd-expired", "timerfd", nullptr, timerfd_expired},
     {"timerfd-unset", "timerfd", nullptr, timerfd_unset},
     {"signalfd", "signalfd", nullptr, signalfd_pending},

@@ -19,6 +19,7 @@
 #include <cstring>
 
 #include "agent/backend/linux/restore/construction.h"
+#include "base/clock.h"
 
 namespace baton::restore {
 namespace {
@@ -314,20 +315,33 @@ bool comes_at_activation(const Construction& c, const pb::OpenFile& file) {
   }
 }
 
-// Armed, or not, as the state says; ticks of before are gone.
+// Armed, or not, as the state says. What has come due meanwhile is counted here: setting a timer
+// takes its count away, and one that comes due before the count is set again would be lost.
 Result<void> set_timerfd(Construction& c, const pb::OpenFile& file, int number) {
-  bool wall = file.timer_clock() == CLOCK_REALTIME || file.timer_clock() == CLOCK_REALTIME_ALARM;
-  bool boot = file.timer_clock() == CLOCK_BOOTTIME || file.timer_clock() == CLOCK_BOOTTIME_ALARM;
+  constexpr std::uint64_t kAtOnceNs = 100'000;
+  const bool wall = file.timer_clock() == CLOCK_REALTIME || file.timer_clock() == CLOCK_REALTIME_ALARM;
+  const bool boot = file.timer_clock() == CLOCK_BOOTTIME || file.timer_clock() == CLOCK_BOOTTIME_ALARM;
+  const std::uint64_t interval = file.timer_interval_ns();
+  std::uint64_t ticks = file.timer_ticks(), due = 0;
   if (file.timer_left_ns() != 0) {
-    std::uint64_t due = (wall ? c.state.realtime_ns() : boot ? c.state.boottime_ns() : c.state.monotonic_ns()) + file.timer_left_ns();
-    std::int64_t value[4] = {static_cast<std::int64_t>(file.timer_interval_ns() / 1000000000), static_cast<std::int64_t>(file.timer_interval_ns() % 1000000000),
+    const std::uint64_t frozen = wall ? c.state.realtime_ns() : boot ? c.state.boottime_ns() : c.state.monotonic_ns();
+    const auto monotonic = static_cast<std::uint64_t>(read_clock(CLOCK_MONOTONIC).count() + c.monotonic_shift_ns);
+    const std::uint64_t now = wall ? static_cast<std::uint64_t>(read_clock(CLOCK_REALTIME).count()) : frozen + (monotonic - c.state.monotonic_ns());
+    due = frozen + file.timer_left_ns();
+    if (due <= now + kAtOnceNs) {
+      const std::uint64_t passed = interval == 0 ? 1 : (now + kAtOnceNs - due) / interval + 1;
+      ticks += passed;
+      due = interval == 0 ? 0 : due + passed * interval;
+    }
+  }
+  if (due != 0) {
+    std::int64_t value[4] = {static_cast<std::int64_t>(interval / 1000000000), static_cast<std::int64_t>(interval % 1000000000),
                              static_cast<std::int64_t>(due / 1000000000), static_cast<std::int64_t>(due % 1000000000)};
     BATON_ASSIGN(std::uint64_t at, c.maker().put(std::as_bytes(std::span(value))));
     std::uint64_t cancel = file.timer_flags() & TFD_TIMER_CANCEL_ON_SET;
     BATON_TRY(c.maker().checked("timerfd_settime", "timerfd", SYS_timerfd_settime, {Opener::u(number), TFD_TIMER_ABSTIME | cancel, at, 0}));
   }
-  if (file.timer_ticks() != 0) {
-    std::uint64_t ticks = file.timer_ticks();
+  if (ticks != 0) {
     BATON_ASSIGN(std::uint64_t at, c.maker().put(std::as_bytes(std::span(&ticks, 1))));
     BATON_TRY(c.maker().checked("TFD_IOC_SET_TICKS", "timerfd", SYS_ioctl, {Opener::u(number), kSetTicks, at}));
   }

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "agent/backend/linux/state/internal.h"
+#include "base/clock.h"
 
 namespace baton::linux_backend::state {
 namespace {
@@ -136,6 +137,7 @@ Result<void> capture_state(StoppedTree& tree, StateContext& context, const Uncha
   }
   impl.momentary.Clear();
   impl.clocks = read_clocks(impl.offsets);
+  const std::int64_t clocks_read_ns = read_clock(CLOCK_MONOTONIC).count();
   impl.workload_shift_ns = impl.offsets.monotonic;
   impl.momentary.set_monotonic_ns(impl.clocks.monotonic_ns());
   impl.momentary.set_boottime_ns(impl.clocks.boottime_ns());
@@ -165,6 +167,7 @@ Result<void> capture_state(StoppedTree& tree, StateContext& context, const Uncha
     options.spec = tree.spec;
     options.keeper = tree.keeper;
     options.report = report;
+    options.clocks_read_ns = clocks_read_ns;
     options.guard = tree.connections ? &impl.guard : nullptr;
     auto read = read_descriptors(processes, options, impl.descriptors, impl.objects);
     impl.guard.uncover();

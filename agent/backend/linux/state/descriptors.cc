@@ -7,6 +7,7 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@
 #include "agent/backend/linux/restore/keeper_protocol.h"
 #include "agent/backend/linux/state/internal.h"
 #include "agent/backend/linux/state/ipc.h"
+#include "base/clock.h"
 
 namespace baton::linux_backend::state {
 namespace {
@@ -32,6 +34,7 @@ struct Found {
   std::string target;          // of /proc/PID/fd/N
   struct stat stat {};
   FdInfo info;
+  std::int64_t info_read_ns = 0;   // our CLOCK_MONOTONIC then
   Fd copy;                     // ours: the same description
   std::uint32_t file = 0;      // index in open_files
 };
@@ -69,7 +72,7 @@ class Reader {
     for (auto& f : found_) {
       if (out_.open_files(static_cast<int>(f.file)).kind() == pb::OPEN_FILE_EPOLL) BATON_TRY(take_epoll(f));
     }
-    return {};
+    return look_at_timers_again();
   }
 
  private:
@@ -126,6 +129,7 @@ class Reader {
       }
       f.target.assign(target, static_cast<std::size_t>(n));
       f.info = std::move(*info);
+      f.info_read_ns = read_clock(CLOCK_MONOTONIC).count();
       // A copy of a running program's file would keep its flock after its close, and, opened for
       // writing, forbid its execution (ETXTBSY).
       const bool harmful = options_.running && S_ISREG(f.stat.st_mode) && f.target.rfind("/memfd:", 0) != 0;
@@ -273,15 +277,7 @@ class Reader {
     } else if (name == "timerfd") {
       file.set_kind(pb::OPEN_FILE_TIMERFD);
       file.set_timer_clock(std::atoi(f.info.field("clockid").c_str()));
-      file.set_timer_ticks(std::strtoull(f.info.field("ticks").c_str(), nullptr, 10));
-      file.set_timer_flags(std::strtoull(f.info.field("settime flags").c_str(), nullptr, 8));
-      auto time = [](const std::string& text) {   // "(SECONDS, NANOSECONDS)"
-        unsigned long long s = 0, ns = 0;
-        std::sscanf(text.c_str(), "(%llu, %llu)", &s, &ns);
-        return s * 1'000'000'000u + ns;
-      };
-      file.set_timer_left_ns(time(f.info.field("it_value")));
-      file.set_timer_interval_ns(time(f.info.field("it_interval")));
+      BATON_TRY(read_timer(f, file));
     } else if (name == "signalfd") {
       file.set_kind(pb::OPEN_FILE_SIGNALFD);
       file.set_signal_mask(std::strtoull(f.info.field("sigmask").c_str(), nullptr, 16));
@@ -302,6 +298,55 @@ class Reader {
       describe_pidfd(f, file);
     } else {
       refuse(f, name, name + " is not supported");
+    }
+    return {};
+  }
+
+  static void fill_timer(const FdInfo& info, pb::OpenFile& file) {
+    file.set_timer_ticks(std::strtoull(info.field("ticks").c_str(), nullptr, 10));
+    file.set_timer_flags(std::strtoull(info.field("settime flags").c_str(), nullptr, 8));
+    auto time = [](const std::string& text) {   // "(SECONDS, NANOSECONDS)"
+      unsigned long long s = 0, ns = 0;
+      std::sscanf(text.c_str(), "(%llu, %llu)", &s, &ns);
+      return s * 1'000'000'000u + ns;
+    };
+    file.set_timer_left_ns(time(info.field("it_value")));
+    file.set_timer_interval_ns(time(info.field("it_interval")));
+  }
+
+  Result<void> read_timer(Found& f, pb::OpenFile& file) {
+    file.set_timer_clock(std::atoi(f.info.field("clockid").c_str()));
+    fill_timer(f.info, file);
+    // One that has come due says nothing of when next, until somebody asks it: then the kernel counts
+    // what has passed meanwhile and lets it run on, as a read would, and nothing is taken out.
+    if (file.timer_left_ns() == 0 && file.timer_interval_ns() != 0 && file.timer_ticks() != 0 && f.copy) {
+      itimerspec now{};
+      if (::timerfd_gettime(f.copy.get(), &now) != 0) return errno_error("timerfd_gettime", f.target);
+      BATON_ASSIGN(f.info, read_fdinfo(f.process.pid, f.number));
+      f.info_read_ns = read_clock(CLOCK_MONOTONIC).count();
+      fill_timer(f.info, file);
+    }
+    if (file.timer_left_ns() != 0 && options_.clocks_read_ns != 0) {
+      const std::int64_t since = f.info_read_ns - options_.clocks_read_ns;
+      file.set_timer_left_ns(file.timer_left_ns() + static_cast<std::uint64_t>(std::max<std::int64_t>(since, 0)));
+    }
+    return {};
+  }
+
+  // A timer of which nothing was left, and that had not come due: it is not armed, or the interrupt
+  // was on its way. By now it has arrived.
+  Result<void> look_at_timers_again() {
+    for (auto& f : found_) {
+      auto& file = *out_.mutable_open_files(static_cast<int>(f.file));
+      if (file.kind() != pb::OPEN_FILE_TIMERFD || file.timer_left_ns() != 0 || file.timer_ticks() != 0) continue;
+      auto info = read_fdinfo(f.process.pid, f.number);
+      if (!info) {
+        if (options_.running) continue;
+        return std::move(info).error();
+      }
+      f.info = std::move(*info);
+      f.info_read_ns = read_clock(CLOCK_MONOTONIC).count();
+      BATON_TRY(read_timer(f, file));
     }
     return {};
   }

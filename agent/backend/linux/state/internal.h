@@ -136,6 +136,7 @@ struct DescriptorOptions {
   Report report;              // refusals and differences
   Report captured;            // may be empty; every descriptor that is taken as it is
   std::vector<pb::FileProof>* proofs = nullptr;   // may be null
+  std::int64_t clocks_read_ns = 0;   // our CLOCK_MONOTONIC when those that times left are relative to were read; 0: now
 };
 Result<void> read_descriptors(const std::vector<ProcessRef>& processes, const DescriptorOptions& options,
                               pb::LinuxState& out, std::vector<DescriptorObject>& objects);
