@@ -132,6 +132,7 @@ int main() {
   CHECK(child >= 0);
   char byte = 0;
   if (child == 0) {
+    close(end[1]);   // the parent closes its own at the end
     CHECK(unshare(CLONE_NEWNET) == 0 && write(ready[1], &byte, 1) == 1 && read(go[0], &byte, 1) == 1);
     shell("ip link set lo up && ip link set vb up && ip addr add 10.99.0.2/24 dev vb");
     serve(folder, ready[1], end[0]);
