@@ -123,7 +123,8 @@ Result<std::uint64_t> SharedObject::copy(backend::PageSink& sink) {
 
 Result<std::uint64_t> SharedObject::copy_written(backend::PageSink& sink) {
   constexpr std::int64_t kSettledSeconds = 2;   // a change within the clock's step would not show
-  const bool sealed = (::fcntl(fd_.get(), F_GET_SEALS) & F_SEAL_WRITE) != 0 && ::fcntl(fd_.get(), F_GET_SEALS) > 0;
+  const int seals = ::fcntl(fd_.get(), F_GET_SEALS);   // -1: no memfd
+  const bool sealed = seals > 0 && (seals & F_SEAL_WRITE) != 0;
   struct stat st {};
   if (::fstat(fd_.get(), &st) != 0) return errno_error("stat", name_);
   auto same = [](const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; };

@@ -69,8 +69,9 @@ Result<void> set_foreground(Construction& c, const pb::Terminal& terminal) {
   // By any descriptor of it that the leader has: its own, or the build's.
   int number = built->second.slave;
   for (const auto& d : leader->second.state->descriptors()) {
+    if (leader->second.placed.count(d.number()) == 0) continue;   // what is placed has been checked
     const auto& file = c.state.open_files(static_cast<int>(d.open_file()));
-    if (file.kind() == pb::OPEN_FILE_TERMINAL && file.terminal() == terminal.number() + 1 && leader->second.placed.count(d.number()) != 0) number = d.number();
+    if (file.kind() == pb::OPEN_FILE_TERMINAL && file.terminal() == terminal.number() + 1) number = d.number();
   }
   const int group = terminal.foreground();
   BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&group, 1))));
