@@ -13,6 +13,9 @@
 // of Baton: the gaps between two looks at the clock while it writes or busily waits for the
 // next interval (it never sleeps with --watch 1). At SIGUSR1 it prints, since the last time:
 //   stalls N worst_us W turns T
+// --step 1: it writes only when it is told to. At SIGUSR1 it writes the pages of one interval, a
+// word of each and none twice in order, and prints the nanoseconds that this took:
+//   burst_ns N
 #include <sys/mman.h>
 #include <time.h>
 
@@ -74,7 +77,7 @@ void sleep_until(std::uint64_t due) {
 int main(int argc, char** argv) {
   std::size_t bytes = 256u << 20, pages_per_interval = 2000, maps = 1;
   std::uint64_t interval_us = 20000;
-  bool scattered = false, spread = false, huge = false, watching = false;
+  bool scattered = false, spread = false, huge = false, watching = false, step = false;
   int threads = 0;
   double random_share = 0.5;
   for (int i = 1; i + 1 < argc; i += 2) {
@@ -89,12 +92,17 @@ int main(int argc, char** argv) {
     else if (key == "--spread") spread = value == "1";
     else if (key == "--huge") huge = value == "1";
     else if (key == "--watch") watching = value == "1";
+    else if (key == "--step") step = value == "1";
     else {
       std::fprintf(stderr, "writer: unknown option %s\n", argv[i]);
       return 2;
     }
   }
   std::signal(SIGUSR1, [](int) { report_wanted = 1; });
+  sigset_t told;
+  sigemptyset(&told);
+  sigaddset(&told, SIGUSR1);
+  if (step) sigprocmask(SIG_BLOCK, &told, nullptr);
   const std::size_t pages = std::max<std::size_t>(bytes / 4096, 1), per_map = std::max<std::size_t>(pages / maps, 1);
   std::vector<unsigned char*> areas;
   for (std::size_t done = 0; done < pages; done += per_map) {
@@ -120,6 +128,17 @@ int main(int argc, char** argv) {
   std::printf("ready\n");
   std::fflush(stdout);
   std::size_t cursor = 0;
+  for (int got = 0; step;) {
+    sigwait(&told, &got);
+    std::uint64_t begun = now_ns();
+    for (std::size_t n = 0; n < pages_per_interval; ++n) {
+      std::size_t page = scattered ? next_random() % pages : cursor++ % pages;
+      auto* word = reinterpret_cast<std::uint64_t*>(page_at(page));
+      *word += begun | 1;
+    }
+    std::printf("burst_ns %llu\n", static_cast<unsigned long long>(now_ns() - begun));
+    std::fflush(stdout);
+  }
   Watch watch;
   std::uint64_t due = now_ns(), turns = 0;
   const std::uint64_t gap_ns = pages_per_interval == 0 ? 0 : interval_us * 1000 / pages_per_interval;

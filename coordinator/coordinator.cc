@@ -209,6 +209,9 @@ std::vector<Candidate> Coordinator::candidates() {
     candidate.cpu_features.assign(view.facts.cpu_features().begin(),
                                   view.facts.cpu_features().end());
     candidate.arch = view.facts.arch();
+    for (const auto& feature : view.facts.features()) {
+      if (feature.name() == "volumes") candidate.has_volumes = feature.available();
+    }
     out[view.name] = std::move(candidate);
   }
   if (auto records = store_.list<pb::WorkloadRecord>()) {

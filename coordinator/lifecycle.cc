@@ -46,6 +46,7 @@ Result<Placement> Coordinator::place_spec(const pb::WorkloadSpec& spec) {
   request.standby_count = spec.standby_count();
   request.standbys_optional = spec.standby_count() <= 1;
   request.require_features.assign(spec.require_features().begin(), spec.require_features().end());
+  request.needs_volumes = spec.volumes_size() > 0;
   request.standbys_hold_memory = spec.mode() == pb::MODE_WARM || spec.mode() == pb::MODE_HOT;
   return place(request, candidates());
 }

@@ -35,9 +35,10 @@ const Candidate* find(const std::vector<Candidate>& nodes, const std::string& na
 
 // Why the node cannot take it; empty: it can.
 std::string unfit(const Candidate& node, const std::vector<std::string>& features,
-                  std::uint64_t memory_bytes) {
+                  std::uint64_t memory_bytes, bool volumes) {
   if (!node.reachable) return "not reachable";
   if (node.drained) return "drained";
+  if (volumes && !node.has_volumes) return "it cannot serve volumes (its kernel lacks FUSE)";
   auto lacking = missing(features, node.cpu_features);
   if (!lacking.empty()) {
     constexpr std::size_t kShown = 5;
@@ -97,7 +98,7 @@ Placement choose_standbys(const PlacementRequest& request, const std::string& pr
         std::count(out.standbys.begin(), out.standbys.end(), node.name) > 0) {
       continue;
     }
-    const std::string reason = unfit(node, features, memory);
+    const std::string reason = unfit(node, features, memory, request.needs_volumes);
     if (reason.empty()) {
       fit.push_back(node);
     } else {
@@ -135,7 +136,7 @@ Result<Placement> place(const PlacementRequest& request, const std::vector<Candi
   if (!request.node.empty()) {
     const Candidate* node = find(nodes, request.node);
     if (!node) return unknown_node(request.node, nodes);
-    const std::string reason = unfit(*node, request.require_features, request.memory_need_bytes);
+    const std::string reason = unfit(*node, request.require_features, request.memory_need_bytes, request.needs_volumes);
     if (!reason.empty()) return refuse_named(*node, "node", reason);
     out.node = request.node;
     out.why.push_back("node " + request.node + ": named by the request");
@@ -147,7 +148,7 @@ Result<Placement> place(const PlacementRequest& request, const std::vector<Candi
         refused.push_back("node " + node.name + ": not chosen, it is a named standby");
         continue;
       }
-      std::string reason = unfit(node, request.require_features, request.memory_need_bytes);
+      std::string reason = unfit(node, request.require_features, request.memory_need_bytes, request.needs_volumes);
       if (reason.empty() && !request.standbys.empty()) {
         // Every named standby must be able to take over from it.
         for (const auto& standby : request.standbys) {
@@ -184,7 +185,7 @@ Result<Placement> place(const PlacementRequest& request, const std::vector<Candi
       const Candidate* node = find(nodes, name);
       const std::string reason =
           unfit(*node, primary_features,
-                request.standbys_hold_memory ? request.memory_need_bytes : 0);
+                request.standbys_hold_memory ? request.memory_need_bytes : 0, request.needs_volumes);
       if (!reason.empty()) return refuse_named(*node, "standby", reason);
       out.standbys.push_back(name);
       out.why.push_back("standby " + name + ": named by the request");

@@ -25,6 +25,7 @@ struct Candidate {
   std::uint64_t memory_free_bytes = 0;
   std::vector<std::string> cpu_features;
   std::string arch;
+  bool has_volumes = true;                // it can serve them
   std::uint32_t workloads = 0;
   std::uint32_t standby_copies = 0;
 };
@@ -36,6 +37,7 @@ struct PlacementRequest {
   bool standbys_optional = false;         // fewer than standby_count will do
   std::vector<std::string> require_features;
   std::uint64_t memory_need_bytes = 0;    // 0: not known
+  bool needs_volumes = false;
   bool standbys_hold_memory = false;      // warm and hot copies need the memory too
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 
 #include <google/protobuf/util/message_differencer.h>
 
@@ -46,6 +47,37 @@ bool is_cidr(const std::string& text) {
   unsigned char address[16];
   if (::inet_pton(AF_INET, host.c_str(), address) == 1) return bits <= 32;
   return ::inet_pton(AF_INET6, host.c_str(), address) == 1 && bits <= 128;
+}
+
+// Folders of their own, under the names by which the kernel will know them.
+Result<void> check_volumes(const pb::WorkloadSpec& spec) {
+  constexpr int kMaxVolumes = 16;
+  constexpr std::size_t kMaxFolderBytes = 1024;
+  if (spec.volumes_size() > kMaxVolumes) return invalid("more than " + std::to_string(kMaxVolumes) + " volumes");
+  if (spec.origin() == pb::ORIGIN_PROTECT && spec.volumes_size() > 0) {
+    return invalid("a program that runs already has its files open where they are, and can have no volume",
+                   "Start it with run --volume, or leave the volume out.");
+  }
+  for (const auto& volume : spec.volumes()) {
+    const std::filesystem::path path(volume);
+    if (volume.empty() || volume.front() != '/' || volume.size() > kMaxFolderBytes) {
+      return invalid("volume '" + volume + "' is not an absolute path");
+    }
+    if (path.lexically_normal().string() != volume || (volume.size() > 1 && volume.back() == '/')) {
+      return invalid("volume '" + volume + "' is not in its shortest form", "Without '.', '..', doubled and final slashes.");
+    }
+    for (const char* kept : {"/", "/proc", "/sys", "/dev", "/run", "/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/boot"}) {
+      const std::string taken(kept);
+      const bool below = taken != "/" && (taken == "/proc" || taken == "/sys" || taken == "/dev") && volume.starts_with(taken + "/");
+      if (volume == taken || below) return invalid("volume '" + volume + "': " + taken + " is the system's", "Give a folder of the program's own.");
+    }
+    for (const auto& other : spec.volumes()) {
+      if (&other != &volume && (other == volume || other.starts_with(volume + "/"))) {
+        return invalid("volume '" + other + "' lies in volume '" + volume + "'");
+      }
+    }
+  }
+  return {};
 }
 
 }  // namespace
@@ -139,11 +171,7 @@ Result<void> check_spec(const pb::WorkloadSpec& spec) {
   if (spec.output_commit() && spec.standbys_size() == 0 && spec.standby_count() == 0 && !spec.keep_local()) {
     return invalid("output_commit needs a standby: output waits for its commit", "Give --standby.");
   }
-  for (const auto& volume : spec.volumes()) {
-    if (volume.empty() || volume.front() != '/') {
-      return invalid("volume '" + volume + "' is not an absolute path");
-    }
-  }
+  BATON_TRY(check_volumes(spec));
   if (!spec.dedup().empty() && spec.dedup() != "workload" && spec.dedup() != "cluster") {
     return invalid("dedup '" + spec.dedup() + "' is unknown", "workload or cluster.");
   }

@@ -98,6 +98,12 @@ class NetworkHold {
 // workload runs in it. Empty: a namespace with nothing but `lo`.
 using EquipNetwork = std::function<Result<void>(pid_t member)>;
 
+// A folder whose files go with the workload, and where their server (agent/volume) listens.
+struct VolumePlace {
+  std::string folder;              // absolute, as program and node name it
+  std::string socket;
+};
+
 struct AttachTarget {
   pid_t root = 0;               // as this process sees it
   std::string cgroup;           // absolute path of its cgroup v2 folder: all members are captured
@@ -105,6 +111,7 @@ struct AttachTarget {
   std::string tracker;          // empty or "auto": the best available
   pb::WorkloadSpec spec;
   NetworkHold* network = nullptr;   // outlives the attachment; null: the node's network
+  std::vector<VolumePlace> volumes; // all of the spec's, served
 };
 
 // A workload under protection: tracked, between checkpoints not stopped and not traced.
@@ -140,6 +147,7 @@ struct BuildTarget {
   // does not run (a listening port, a socket that takes datagrams) comes at activation.
   bool shadow = false;
   EquipNetwork equip;              // with addresses in the spec
+  std::vector<VolumePlace> volumes;   // all of the spec's: the build starts their servers, which live on with the program
   // Called by activate once every socket is there: from then on frames may come. May be empty.
   std::function<Result<void>()> connect;
   bool connections = false;        // the manifest is the newest state: TCP connections go on, else they are reset

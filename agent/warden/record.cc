@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -89,6 +90,16 @@ Result<void> RecordStore::save(const pb::WardenRecord& record) const {
   BATON_TRY(write_all(fd.get(), std::as_bytes(std::span(bytes.data(), bytes.size()))));
   if (::rename(temporary.c_str(), path.c_str()) != 0) return errno_error("rename", path);
   return {};
+}
+
+Result<std::string> RecordStore::volume_socket() const {
+  const std::string folder = directory_ + "/volumes";
+  if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) return errno_error("mkdir", folder);
+  std::uint64_t number = 0;
+  if (::getrandom(&number, sizeof number, 0) != sizeof number) return errno_error("getrandom", folder);
+  char name[24];
+  std::snprintf(name, sizeof name, "/%016llx", static_cast<unsigned long long>(number));
+  return folder + name;
 }
 
 void RecordStore::remove(const pb::WardenRecord& record) const {

@@ -29,6 +29,8 @@ class RecordStore {
   std::vector<pb::WardenRecord> load_all() const;
 
   std::string log_path(const std::string& workload) const { return directory_ + "/" + workload + ".log"; }
+  // A fresh name for the socket of a volume's server, in a folder that is there.
+  Result<std::string> volume_socket() const;
   std::string exit_path(const std::string& workload) const { return directory_ + "/" + workload + ".exit"; }
   const std::string& directory() const { return directory_; }
 

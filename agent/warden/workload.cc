@@ -200,6 +200,7 @@ void Workload::clean_up(bool kill) {
   build_.reset();
   beside_.reset();
   shadow_seq_ = applying_seq_ = 0;
+  end_volumes(false);
   if (keeper_) (void)keeper_.wait_status();   // reaps it, if it is our child
   if (root_) (void)root_.wait_status();
   remove_network();
@@ -231,6 +232,7 @@ Result<pb::WorkloadProcess> Workload::run(const pb::WorkloadSpec& spec) {
   auto done = [&]() -> Result<void> {
     BATON_TRY(fault_point("warden.run.before"));
     BATON_TRY(plan_network(true));
+    BATON_TRY(start_volumes());
     LaunchTarget target{record_.spec(), record_.cgroup(), record_.log_path(), record_.exit_path(), {}};
     target.equip = [this](pid_t member) -> Result<void> {
       BATON_TRY(port_->equip(member));
@@ -258,6 +260,10 @@ Result<pb::WorkloadProcess> Workload::protect(const pb::WorkloadSpec& spec) {
   if (spec.addresses_size() > 0) {
     return make_error(Code::kUnsupported, "protect", "--address: a program that runs already stays in the network it is in",
                       "Start it with `baton run --address`, or leave --address out.");
+  }
+  if (spec.volumes_size() > 0) {
+    return make_error(Code::kUnsupported, "protect", "--volume: a program that runs already has its files open where they are",
+                      "Start it with `baton run --volume`, or leave --volume out.");
   }
   for (pid_t member : process_tree(pid)) {
     auto where = Cgroup::of(member);
@@ -409,6 +415,8 @@ Result<void> Workload::hold() {
 Result<void> Workload::stop(const pb::StopRequest& request) {
   if (record_.phase().empty()) return make_error(Code::kNotFound, "stop", "no workload " + name_ + " on this node");
   BATON_TRY(fault_point("warden.stop.before"));
+  // Frozen: it may run elsewhere by now, and its files are there.
+  const bool ends_here = record_.phase() == "running" && !held_ && !kept_frozen_ && !around_.leases->get(name_).frozen;
   if (kept_frozen_ || held_ || build_ || request.kill()) detach_network();
   if (kept_frozen_ && attachment_) {
     auto destroyed = attachment_->destroy();
@@ -433,6 +441,7 @@ Result<void> Workload::stop(const pb::StopRequest& request) {
   }
   if (hold_) hold_->hand_on();   // it runs elsewhere, if it was frozen
   BATON_TRY(fault_point("warden.stop.killed"));
+  end_volumes(ends_here);
   clean_up(false);
   return {};
 }
@@ -471,6 +480,7 @@ int Workload::find_wait_status() const {
 }
 
 void Workload::mark_exited(int wait_status) {
+  const bool fenced = held_ || kept_frozen_ || around_.leases->get(name_).frozen;
   attachment_.reset();
   remove_network();
   kept_frozen_ = held_ = false;
@@ -486,6 +496,9 @@ void Workload::mark_exited(int wait_status) {
   event.set_exited(true);
   event.set_wait_status(wait_status);
   around_.event(event);
+  if (record_.volumes_size() == 0) return;
+  end_volumes(!fenced);
+  if (auto kept = around_.records->save(record_); !kept) spdlog::error("{}: {}", name_, kept.error().message());
 }
 
 void Workload::process_ended() {

@@ -133,7 +133,14 @@ class Workload {
   void remove_cgroup(Cgroup& group);
   template <typename Runs>
   Result<void> fill_runs(backend::Build& build, const Runs& runs);
-  backend::BuildTarget build_target(const pb::BuildRequest& request, const std::string& cgroup, network::Port* port);
+  backend::BuildTarget build_target(const pb::BuildRequest& request, const std::string& cgroup, network::Port* port,
+                                    const std::vector<backend::VolumePlace>& volumes);
+  // workload_volumes.cc
+  Result<std::vector<backend::VolumePlace>> plan_volumes() const;
+  void record_volumes(const std::vector<backend::VolumePlace>& places);
+  std::vector<backend::VolumePlace> volumes() const;
+  Result<void> start_volumes();
+  void end_volumes(bool write_back);
   // workload_network.cc
   Result<void> plan_network(bool ask_neighbours);
   Result<void> plan_network_beside();
@@ -163,6 +170,7 @@ class Workload {
   std::unique_ptr<backend::Build> beside_;   // what will replace build_
   Cgroup beside_cgroup_;
   std::unique_ptr<network::Port> beside_port_;   // of beside_
+  std::vector<backend::VolumePlace> beside_volumes_;
   CaptureSink sink_;
   bool kept_frozen_ = false;              // by the attachment
   bool held_ = false;                     // by cgroup

@@ -44,6 +44,7 @@ Result<void> Workload::need_attachment() {
   target.tracker = record_.spec().tracker();
   target.spec = record_.spec();
   target.network = hold_.get();
+  target.volumes = volumes();
   BATON_TRY(fault_point("warden.attach.before"));
   BATON_ASSIGN(attachment_, backend->attach(target));
   sink_.discard();   // of an earlier attachment, whose object ids mean nothing now
@@ -158,7 +159,9 @@ Result<void> Workload::build(const pb::BuildRequest& request) {
     BATON_TRY(around_.records->save(record_));
     BATON_TRY(fault_point("warden.build.begin"));
     BATON_TRY(plan_network(false));
-    BATON_ASSIGN(build_, backend->build(request.manifest(), build_target(request, record_.cgroup(), port_.get())));
+    BATON_ASSIGN(const auto places, plan_volumes());
+    record_volumes(places);
+    BATON_ASSIGN(build_, backend->build(request.manifest(), build_target(request, record_.cgroup(), port_.get(), places)));
     shadow_seq_ = request.seq();
     BATON_TRY(adopt(build_->root(), build_->keeper()));
     BATON_TRY(around_.records->save(record_));
@@ -235,7 +238,8 @@ Result<pb::WorkloadProcess> Workload::activate(const pb::ActivateRequest& reques
 
 // ------------------------------------------------------------------ shadows
 
-backend::BuildTarget Workload::build_target(const pb::BuildRequest& request, const std::string& cgroup, network::Port* port) {
+backend::BuildTarget Workload::build_target(const pb::BuildRequest& request, const std::string& cgroup, network::Port* port,
+                                            const std::vector<backend::VolumePlace>& volumes) {
   backend::BuildTarget target;
   target.spec = record_.spec();
   target.cgroup = cgroup;
@@ -243,6 +247,7 @@ backend::BuildTarget Workload::build_target(const pb::BuildRequest& request, con
   target.exit_path = record_.exit_path();
   target.away = std::chrono::nanoseconds(request.away_ns()) + (std::chrono::steady_clock::now() - build_asked_);
   target.shadow = request.seq() != 0;
+  target.volumes = volumes;
   // A shadow stands at the newest state there is; what it holds of connections was the last word.
   target.connections = request.connections() || target.shadow;
   if (port != nullptr) target.equip = [port](pid_t member) { return port->equip(member); };
@@ -277,7 +282,8 @@ Result<void> Workload::build_beside(const pb::BuildRequest& request) {
     BATON_TRY(beside_cgroup_.make());
     BATON_TRY(fault_point("warden.shadow.beside"));
     BATON_TRY(plan_network_beside());
-    BATON_ASSIGN(beside_, backend->build(request.manifest(), build_target(request, beside_cgroup_.path(), beside_port_.get())));
+    BATON_ASSIGN(beside_volumes_, plan_volumes());
+    BATON_ASSIGN(beside_, backend->build(request.manifest(), build_target(request, beside_cgroup_.path(), beside_port_.get(), beside_volumes_)));
     return {};
   }();
   if (!done) drop_beside();
@@ -357,6 +363,7 @@ Result<void> Workload::replace_shadow(const pb::ShadowRequest& request) {
   shadow_seq_ = request.seq();
   applying_seq_ = 0;
   record_.set_cgroup(cgroup_.path());
+  record_volumes(beside_volumes_);
   auto done = adopt(build_->root(), build_->keeper());
   if (done) done = around_.records->save(record_);
   remove_cgroup(old);

@@ -258,7 +258,13 @@ class Campaign:
                 return f"{host} goes on at {count} after {lines[i - 1][2]}"
         return None
 
-    def run(self, injections, until):
+    def save(self, path):
+        if path:
+            with open(path + ".new", "w", encoding="utf-8") as f:
+                json.dump({"results": self.results, "records": self.records, "longest_ms": self.longest}, f, indent=1)
+            os.replace(path + ".new", path)
+
+    def run(self, injections, until, out=None):
         kinds = []
         while self.done < injections and time.monotonic() < until:
             if not kinds:
@@ -280,6 +286,7 @@ class Campaign:
                     self.bench.vecu("start", machine)
             self.done += 1
             print(f"{self.done}: {json.dumps(result)}", flush=True)
+            self.save(out)
             if result["problem"]:
                 self.bench.logs(60)
 
@@ -355,9 +362,6 @@ def table(results, mode, records, longest_ms):
 def conclude(args, results, records, longest_ms):
     text = table(results, args.mode, records, longest_ms)
     print(text)
-    if args.out:
-        with open(args.out, "w", encoding="utf-8") as f:
-            json.dump({"results": results, "records": records, "longest_ms": longest_ms}, f, indent=1)
     if args.table:
         begin, end = "<!-- campaign: begin -->", "<!-- campaign: end -->"
         with open(args.table, encoding="utf-8") as f:
@@ -378,7 +382,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--mode", choices=("hot", "warm"), default="hot")
     parser.add_argument("--only", help="kinds of faults, separated by commas")
-    parser.add_argument("--out")
+    parser.add_argument("--out", help="the results as JSON, written after each injection")
     parser.add_argument("--table")
     args = parser.parse_args()
     if args.of:
@@ -396,9 +400,10 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))   # takes its machines down
     campaign = Campaign(args.build, args.mode, args.seed)
     try:
-        campaign.run(args.injections, time.monotonic() + 60 * args.minutes)
+        campaign.run(args.injections, time.monotonic() + 60 * args.minutes, args.out)
     finally:
         campaign.end_clients()
+        campaign.save(args.out)
         campaign.bench.down()
     return conclude(args, campaign.results, campaign.records, campaign.longest)
 

@@ -10,6 +10,7 @@
 #include <cerrno>
 
 #include "agent/backend/linux/remote/proc.h"
+#include "base/cgroup.h"
 #include "base/fault_point.h"
 #include "base/log.h"
 
@@ -25,6 +26,13 @@ constexpr auto kJudgeWatchAfter = std::chrono::seconds(1);
 constexpr auto kWatchAgainAfter = std::chrono::seconds(60);
 
 bool is_gone(const Error& e) { return e.code == Code::kTraceeGone; }
+
+// What its cgroup freezes reaches no ptrace stop.
+bool is_frozen(const std::string& cgroup) {
+  if (cgroup.empty()) return false;
+  auto frozen = Cgroup::at(cgroup).freeze_asked();
+  return frozen && *frozen;
+}
 
 }  // namespace
 
@@ -42,6 +50,7 @@ Result<std::unique_ptr<LinuxAttachment>> LinuxAttachment::attach(const backend::
   BATON_ASSIGN(CopierChoice choice, parse_copier(target.spec.copier()));
   BATON_ASSIGN(a->copier_, make_copier(choice));
   a->granularity_ = choice.options.granularity;
+  BATON_TRY(a->open_volumes());
   Result<void> outcome = {};
   a->tracer_.run([&] {
     outcome = [&]() -> Result<void> {
@@ -125,11 +134,14 @@ Result<void> LinuxAttachment::take_up(const std::vector<pid_t>& pids, Freeze* fr
         auto stopped = tracee.stop(std::chrono::milliseconds(500));
         for (int i = 0; i < 10 && !stopped && stopped.error().code == Code::kTimedOut; ++i) {
           auto status = read_task_status(tid);
-          if (!status || (status->state == 'D' && i >= 5)) break;
+          if (!status || (status->state == 'D' && i >= 5) || is_frozen(target_.cgroup)) break;
           stopped = tracee.await_stop(std::chrono::milliseconds(500));
         }
         if (!stopped) {
           tracee.let_go(std::chrono::milliseconds(1));
+          if (is_frozen(target_.cgroup)) {
+            return make_error(Code::kConflict, "attach", "the workload is frozen (its lease has run out, or it is held)");
+          }
           return stopped;
         }
         BATON_TRY(take_up_one(pid, tracee));
@@ -417,6 +429,10 @@ void LinuxAttachment::copy_again(std::span<const backend::PageRange> ranges) {
     for (auto& [key, object] : shared_) {
       if (object->object() == r.object) object->copy_again({r.first_page, r.count});
     }
+    for (auto& volume : volumes_) {
+      // When its server has ended the next collect says so.
+      if (volume.object == r.object) (void)volume.server->change_again(r.first_page, r.count).has_value();
+    }
   }
 }
 
@@ -429,6 +445,7 @@ std::uint64_t LinuxAttachment::pages_pending() const {
   for (const auto& [key, object] : shared_) {
     if (object->seen) pending += object->pages_pending();
   }
+  for (const auto& volume : volumes_) pending += volume.server->pages_pending();
   return pending;
 }
 
@@ -498,6 +515,7 @@ Result<backend::RoundStats> LinuxAttachment::do_round(backend::PageSink& sink,
   auto collected = steady_clock::now();
   BATON_TRY(copy_private(sink, stats));
   BATON_TRY(copy_shared(sink, stats, false, false));
+  BATON_TRY(copy_volumes(sink, stats));
   for (auto& [pid, p] : processes_) p.space->refresh_flags();
   stats.scan = collected - start;
   stats.copy = steady_clock::now() - collected;

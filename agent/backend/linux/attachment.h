@@ -19,8 +19,11 @@
 #include "agent/backend/linux/remote/syscall_watch.h"
 #include "agent/backend/linux/state/ipc.h"
 #include "agent/backend/linux/state/state.h"
+#include "agent/volume/volume_client.h"
 
 namespace baton::linux_backend {
+
+bool lies_in(const std::string& folder, std::string_view path);
 
 class LinuxAttachment final : public backend::Attachment {
  public:
@@ -65,6 +68,12 @@ class LinuxAttachment final : public backend::Attachment {
   static FileKey maps_key(const Vma& v);
   Result<SharedObject*> shared_object(Fd fd, pb::MemoryObjectKind kind, const std::string& name);
   Result<SharedObject*> shared_mapping(const MemoryMap& map, const Vma& v);
+  // attachment_volumes.cc
+  Result<void> open_volumes();
+  bool in_volume(std::string_view path) const;
+  Result<void> copy_volumes(backend::PageSink& sink, backend::RoundStats& stats);
+  Result<void> flush_volume_mappings();
+  void write_volumes(pb::LinuxState& state, pb::Manifest& manifest) const;
   void drop_unseen_objects();
   void copy_again(std::span<const backend::PageRange> ranges);
   std::uint64_t pages_pending() const;
@@ -90,8 +99,15 @@ class LinuxAttachment final : public backend::Attachment {
   void write_manifest(const Captured& captured, pb::Manifest& manifest);
   void prove_files(const Captured& captured, pb::Manifest& manifest);
 
+  struct AttachedVolume {
+    std::string folder;
+    std::uint64_t object = 0;
+    std::unique_ptr<volume::VolumeClient> server;
+  };
+
   backend::AttachTarget target_;
   Members members_;
+  std::vector<AttachedVolume> volumes_;
   std::map<pid_t, Process> processes_;
   std::map<FileKey, std::unique_ptr<SharedObject>> shared_;
   std::map<FileKey, SharedObject*> by_maps_key_;   // device and inode as maps writes them

@@ -72,6 +72,7 @@ Result<void> LinuxAttachment::approach_freeze(const backend::CaptureOptions& opt
     backend::RoundStats round;
     BATON_TRY(collect_private(sink, nullptr, round));
     BATON_TRY(copy_private(sink, round));
+    BATON_TRY(copy_volumes(sink, stats.pages));   // apart: they do not tell how soon memory is written again
     stats.pages.pages_written += round.pages_written;
     stats.pages.pages_copied += round.pages_copied;
     approach_.round_found(round.pages_written);
@@ -242,6 +243,8 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
   }
   BATON_TRY(options.verify ? copy_private(sink, stats.pages) : stage_private(sink, stats.pages));
   BATON_TRY(copy_shared(sink, stats.pages, freeze.roster_held(), true));
+  BATON_TRY(flush_volume_mappings());
+  BATON_TRY(copy_volumes(sink, stats.pages));
   BATON_TRY(fault_point("capture.copied"));
   auto copied = steady_clock::now();
   VerifyReport report;
@@ -316,6 +319,7 @@ void LinuxAttachment::prove_files(const Captured& captured, pb::Manifest& manife
       if ((v.kind != pb::MAPPING_FILE_PRIVATE && v.kind != pb::MAPPING_FILE_SHARED) || v.is_nameless()) continue;
       pb::Mapping mapping;
       fill_mapping(map, v, mapping);
+      if (in_volume(mapping.path())) continue;
       pb::FileProof& proof = proofs[mapping.path()];
       proof.set_path(mapping.path());
       proof.set_size_bytes(v.file->size_bytes);
@@ -326,7 +330,7 @@ void LinuxAttachment::prove_files(const Captured& captured, pb::Manifest& manife
     }
   }
   for (const auto& f : captured.state.open_files()) {
-    if (f.path().empty() || f.path().front() != '/' || f.object() != 0) continue;
+    if (f.path().empty() || f.path().front() != '/' || f.object() != 0 || in_volume(f.path())) continue;
     std::string here = "/proc/" + std::to_string(target_.root) + "/root" + f.path();
     struct stat st {};
     if (::stat(here.c_str(), &st) != 0 || !S_ISREG(st.st_mode)) continue;
@@ -385,6 +389,7 @@ void LinuxAttachment::write_manifest(const Captured& captured, pb::Manifest& man
     object->set_name(shared->name());
     if (auto named = shared->named()) *state.add_named_memory() = std::move(*named);
   }
+  write_volumes(state, manifest);
   manifest.set_version(1);
   manifest.set_backend("linux");
   manifest.set_workload(target_.spec.name());

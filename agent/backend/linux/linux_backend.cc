@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -123,6 +124,17 @@ Result<void> probe_rseq_configuration() {
   return outcome;
 }
 
+bool of_volume(const pb::WorkloadSpec& spec, std::string_view path) {
+  return std::any_of(spec.volumes().begin(), spec.volumes().end(), [&](const std::string& folder) { return lies_in(folder, path); });
+}
+
+// A file system of one's own, as baton-volume makes it.
+Result<void> probe_fuse() {
+  BATON_ASSIGN(Fd device, open_file("/dev/fuse", O_RDWR));
+  Fd context = Fd::adopt(static_cast<int>(::syscall(SYS_fsopen, "fuse", 1 /* FSOPEN_CLOEXEC */)));
+  return works(static_cast<bool>(context), "fsopen fuse");
+}
+
 struct Probe {
   const char* name;
   std::function<Result<void>()> run;
@@ -143,6 +155,7 @@ std::vector<pb::Feature> LinuxBackend::probe() {
   probes.push_back({"suspend-seccomp", probe_suspend_seccomp});
   probes.push_back({"rseq-configuration", probe_rseq_configuration});
   probes.push_back({"syscall-watch", probe_syscall_watch});
+  probes.push_back({"volumes", probe_fuse});
   std::vector<pb::Feature> features;
   for (const Probe& p : probes) {
     pb::Feature f;
@@ -224,6 +237,10 @@ Result<backend::Inspection> LinuxBackend::inspect(const backend::AttachTarget& t
       if ((v.kind != pb::MAPPING_FILE_PRIVATE && v.kind != pb::MAPPING_FILE_SHARED) || v.is_nameless()) continue;
       pb::Mapping m;
       fill_mapping(*map, v, m);
+      if (of_volume(target.spec, m.path())) {
+        if (v.kind == pb::MAPPING_FILE_PRIVATE) verdict(pid, m.path(), "mapping", "refused", "a private mapping of a file of its volume");
+        continue;
+      }
       pb::FileProof& proof = mapped[m.path()];
       proof.set_path(m.path());
       proof.set_size_bytes(v.file->size_bytes);
@@ -242,6 +259,7 @@ Result<backend::Inspection> LinuxBackend::inspect(const backend::AttachTarget& t
   std::vector<pb::FileProof> open_files;
   state::inspect(pids, target.keeper, target.spec, out.verdicts, open_files);
   for (auto& f : open_files) {
+    if (of_volume(target.spec, f.path())) continue;   // it goes along
     pb::FileProof& proof = mapped[f.path()];
     bool was_mapped = proof.mapped();
     proof.MergeFrom(f);

@@ -61,6 +61,23 @@ TEST(Placement, NoFitNode_RefusesWithTheReasonForEach) {
   }
 }
 
+TEST(Placement, Volumes_WantNodesThatCanServeThem) {
+  auto without = node("ecu1");
+  without.has_volumes = false;
+  PlacementRequest request;
+  request.standby_count = 1;
+  request.needs_volumes = true;
+  auto placed = place(request, {without, node("ecu2", 5), node("ecu3", 7)});
+  ASSERT_TRUE(placed);
+  EXPECT_EQ(placed->node, "ecu2");
+  EXPECT_EQ(placed->standbys, std::vector<std::string>{"ecu3"});
+  EXPECT_NE(why(*placed).find("standby ecu1: not chosen, it cannot serve volumes"), std::string::npos);
+  request.node = "ecu1";
+  EXPECT_EQ(place(request, {without, node("ecu2")}).error().code, Code::kUnsupported);
+  request.needs_volumes = false;
+  EXPECT_TRUE(place(request, {without, node("ecu2")}));
+}
+
 TEST(Placement, Standby_MustHaveAllFeaturesOfThePrimary) {
   PlacementRequest request;
   request.node = "ecu1";
@@ -149,6 +166,11 @@ TEST(SpecRules, GoodSpec_Passes_EachWrongPartIsInvalid) {
       [](auto& s) { s.add_addresses("10.0.0.1"); },
       [](auto& s) { s.add_addresses("10.0.0.1/33"); },
       [](auto& s) { s.add_volumes("x"); },
+      [](auto& s) { s.add_volumes("/"); },
+      [](auto& s) { s.add_volumes("/proc/self"); },
+      [](auto& s) { s.add_volumes("/data/"); },
+      [](auto& s) { s.add_volumes("/data/../etc"); },
+      [](auto& s) { s.add_volumes("/data"), s.add_volumes("/data/deep"); },
       [](auto& s) { s.set_dedup("everything"); },
       [](auto& s) { s.set_digest("md5"); },
       [](auto& s) { s.set_dedup("cluster"), s.set_digest("xxh3"); },

@@ -116,12 +116,19 @@ constexpr Advice kAdvice[] = {{"dc", MADV_DONTFORK}, {"dd", MADV_DONTDUMP}, {"wf
                               {"hg", MADV_HUGEPAGE}, {"nh", MADV_NOHUGEPAGE}, {"mg", MADV_MERGEABLE},
                               {"rr", MADV_RANDOM}, {"sr", MADV_SEQUENTIAL}};
 
+// A file of a volume that is mapped for good or ill by others, too: there only once the volume is
+// mounted. (Private mappings of such files are refused when they are captured.)
+bool is_of_volume(const Construction& c, const pb::Mapping& m) {
+  return m.kind() == pb::MAPPING_FILE_SHARED && m.object() == 0 && !c.state.volumes().empty() && in_volume(c, m.path());
+}
+
 // Mappings, as batches; a path that several neighbours share is opened once.
 class Mapper {
  public:
-  Mapper(Construction& c, BuiltProcess& process) : c_(c), process_(process), puppet_(process.leader()) {}
+  Mapper(Construction& c, BuiltProcess& process, bool of_volumes = false) : c_(c), process_(process), puppet_(process.leader()), of_volumes_(of_volumes) {}
 
   Result<void> add(const pb::Mapping& m) {
+    if (is_of_volume(c_, m) != of_volumes_) return {};
     std::uint64_t bytes = m.end() - m.start();
     std::uint64_t flags = (m.flags() & ~static_cast<std::uint32_t>(MAP_FIXED | MAP_ANONYMOUS)) | MAP_FIXED_NOREPLACE;
     for (const auto& flag : m.vm_flags()) {
@@ -219,6 +226,7 @@ class Mapper {
   Construction& c_;
   BuiltProcess& process_;
   Puppet& puppet_;
+  const bool of_volumes_;
   std::vector<PuppetRecord> calls_;
   std::uint64_t data_used_ = 0;
   std::string path_, last_path_;
@@ -389,7 +397,7 @@ static Result<void> make_whole(Construction& c, BuiltProcess& process, std::vect
   std::vector<const pb::Mapping*> split;
   auto region = regions.begin();
   for (const auto& m : process.state->mappings()) {
-    if (is_fixed(m)) continue;
+    if (is_fixed(m) || is_of_volume(c, m)) continue;
     while (region != regions.end() && region->end <= m.start()) ++region;
     if (region != regions.end() && region->start <= m.start() && region->end >= m.end()) continue;
     split.push_back(&m);
@@ -420,7 +428,7 @@ Result<void> follow_address_space(Construction& c, BuiltProcess& process, const 
   for_stretches(old.mappings(), process.state->mappings(), [&](std::uint64_t from, std::uint64_t to, const pb::Mapping* was, const pb::Mapping* is) {
     if (is == nullptr) return extend(gone, from, to, nullptr);
     if (was == nullptr) return extend(made, from, to, is);
-    if (is_fixed(*is)) return;
+    if (is_fixed(*is) || (is_of_volume(c, *was) && is_of_volume(c, *is))) return;
     if (!same_nature(*was, *is, from)) {
       extend(gone, from, to, nullptr);
       extend(made, from, to, is);
@@ -462,6 +470,12 @@ Result<void> follow_address_space(Construction& c, BuiltProcess& process, const 
   if (layout) BATON_TRY(set_layout(c, process, false));
   // What was made anew has none.
   return advise_guards(process, process.state->guards(), kGuardInstall, 0);
+}
+
+Result<void> map_volume_files(Construction& c, BuiltProcess& process) {
+  Mapper mapper(c, process, true);
+  for (const auto& m : process.state->mappings()) BATON_TRY(mapper.add(m));
+  return mapper.finish();
 }
 
 Result<void> drop_private(BuiltProcess& process, std::span<const backend::PageRange> pages) {

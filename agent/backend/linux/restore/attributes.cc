@@ -100,11 +100,17 @@ Result<void> set_option(Puppet& puppet, const pb::ProcessOption& option, const s
 
 }  // namespace
 
-Result<void> set_attributes(Construction&, BuiltProcess& process) {
+Result<void> enter_folder(BuiltProcess& process) {
+  Puppet& puppet = process.leader();
+  BATON_ASSIGN(std::uint64_t cwd, puppet.put(process.state->cwd()));
+  BATON_TRY(puppet.checked("enter working directory", process.state->cwd(), SYS_chdir, {cwd}));
+  return {};
+}
+
+Result<void> set_attributes(Construction& c, BuiltProcess& process) {
   const auto& state = *process.state;
   Puppet& puppet = process.leader();
-  BATON_ASSIGN(std::uint64_t cwd, puppet.put(state.cwd()));
-  BATON_TRY(puppet.checked("enter working directory", state.cwd(), SYS_chdir, {cwd}));
+  if (!in_volume(c, state.cwd())) BATON_TRY(enter_folder(process));   // else: at activation
   if (!state.root().empty() && state.root() != "/") {
     BATON_ASSIGN(std::uint64_t root, puppet.put(state.root()));
     BATON_TRY(puppet.checked("chroot", state.root(), SYS_chroot, {root}));

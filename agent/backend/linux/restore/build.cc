@@ -100,6 +100,11 @@ class LinuxBuild final : public backend::Build {
     for (const auto& [id, object] : c_.objects) {
       if (!object.temporary.empty()) ::unlink(object.temporary.c_str());
     }
+    if (!activated_) {
+      for (auto& [object, volume] : c_.volumes) {
+        if (volume.server) (void)volume.server->quit().has_value();
+      }
+    }
     if (activated_ || !keeper_) return;
     ::kill(keeper_->pid(), SIGKILL);
     reap_puppets(c_.group);
@@ -119,6 +124,7 @@ class LinuxBuild final : public backend::Build {
       if (!p.zombie()) c_.private_owner[p.memory_object()] = p.pid();
     }
     c_.first_number = c_.next_number = highest + 1 + (c_.shadow ? kShadowNumbers : 0);
+    BATON_TRY(start_volumes(c_, target_.volumes));
     BATON_TRY(start_keeper());
     c_.connections = target_.connections;
     BATON_TRY(open_files(c_));
@@ -143,6 +149,7 @@ class LinuxBuild final : public backend::Build {
   Result<void> fill(std::uint64_t object, std::uint64_t first_page, std::span<const std::byte> pages) override {
     auto owner = c_.private_owner.find(object);
     if (owner != c_.private_owner.end()) return fill_private(c_, c_.processes.at(owner->second), first_page, pages);
+    if (auto volume = c_.volumes.find(object); volume != c_.volumes.end()) return volume->second.server->fill(first_page, pages);
     auto shared = c_.objects.find(object);
     if (shared == c_.objects.end()) return make_error(Code::kCorrupt, "fill", "memory object " + std::to_string(object) + " is not in the manifest");
     std::uint64_t at = first_page * backend::kPageBytes, size = shared->second.size_bytes;
@@ -157,6 +164,7 @@ class LinuxBuild final : public backend::Build {
     if (auto carried = check(next, state); !carried) return make_error(Code::kConflict, "apply", carried.error().message());
     BATON_TRY(check_follows(c_, next, state));
     broken_ = true;
+    BATON_TRY(settle_volumes(c_));
     pb::LinuxState old = std::move(c_.state);
     c_.state = std::move(state);
     manifest_ = next;
@@ -196,6 +204,12 @@ class LinuxBuild final : public backend::Build {
       return make_error(Code::kConflict, "activate", "its clocks are " + std::to_string(behind.count() / 1000) + " us behind the program's");
     } else if (behind.count() > 0) {
       std::this_thread::sleep_for(behind);   // they never run backwards
+    }
+    BATON_TRY(mount_volumes(c_, keeper_->pid()));
+    for (auto& [pid, process] : c_.processes) {
+      if (c_.volumes.empty() || process.threads.empty()) continue;
+      BATON_TRY(map_volume_files(c_, process));
+      BATON_TRY(enter_folder(process));
     }
     const bool stood_by = std::exchange(c_.shadow, false);
     if (stood_by || std::count(c_.open_numbers.begin(), c_.open_numbers.end(), -1) != 0) BATON_TRY(open_late_files(c_));
@@ -282,6 +296,10 @@ class LinuxBuild final : public backend::Build {
     for (const auto& range : ranges) {
       if (auto owner = c_.private_owner.find(range.object); owner != c_.private_owner.end()) {
         of_process[owner->second].push_back(range);
+        continue;
+      }
+      if (auto volume = c_.volumes.find(range.object); volume != c_.volumes.end()) {
+        BATON_TRY(volume->second.server->drop(range.first_page, range.count));
         continue;
       }
       auto shared = c_.objects.find(range.object);

@@ -10,6 +10,7 @@
 #include "agent/backend/backend.h"
 #include "agent/backend/linux/restore/keeper_client.h"
 #include "agent/backend/linux/restore/puppet.h"
+#include "agent/volume/volume_client.h"
 #include "proto/checkpoint.pb.h"
 #include "proto/linux_state.pb.h"
 
@@ -39,6 +40,11 @@ struct SharedObject {
   std::string temporary;                   // POSIX shared memory: its name until the activation
 };
 
+struct BuiltVolume {
+  std::string folder;
+  std::unique_ptr<volume::VolumeClient> server;
+};
+
 struct BuiltTerminal { int master = -1, slave = -1; };   // the template's descriptors
 
 struct LiveConnection {
@@ -62,6 +68,7 @@ struct Construction {
   std::vector<int> open_numbers;           // LinuxState.open_files index -> descriptor number; -1: comes at activation
   std::map<int, BuiltProcess> processes;   // by PID inside
   std::map<std::uint64_t, int> private_owner;  // memory object -> PID inside
+  std::map<std::uint64_t, BuiltVolume> volumes;   // by memory object; mounted at activation
   bool connections = false;                // TCP connections go on; else they are found reset
   std::vector<LiveConnection> live;
   std::map<std::uint32_t, BuiltTerminal> terminals;   // by number
@@ -108,6 +115,12 @@ Result<void> bring_descriptor(Construction& c, Puppet& puppet, int made, int to,
 Result<void> set_timerfd(Construction& c, const pb::OpenFile& file, int number);
 Result<int> keep_number(Construction& c, int low, const std::string& subject);   // moves it up, out of the way
 
+// volumes.cc: their servers; then, before anything that lies in them is opened, the mounts.
+Result<void> start_volumes(Construction& c, const std::vector<backend::VolumePlace>& places);
+Result<void> settle_volumes(Construction& c);    // the fills of one checkpoint are complete
+Result<void> mount_volumes(Construction& c, pid_t keeper);
+bool in_volume(const Construction& c, std::string_view path);
+
 // address_space.cc
 Result<void> build_address_space(Construction& c, BuiltProcess& process);
 Result<void> fill_private(Construction& c, BuiltProcess& process, std::uint64_t first_page, std::span<const std::byte> pages);
@@ -115,6 +128,7 @@ Result<void> fill_private(Construction& c, BuiltProcess& process, std::uint64_t 
 // The same for what has been built from `old` already; `remade`: mappings without content now.
 Result<void> check_address_space_follows(const Construction& c, const pb::ProcessState& old, const pb::ProcessState& now);
 Result<void> follow_address_space(Construction& c, BuiltProcess& process, const pb::ProcessState& old, std::vector<backend::PageRange>& remade);
+Result<void> map_volume_files(Construction& c, BuiltProcess& process);   // at activation, once they are mounted
 Result<void> drop_private(BuiltProcess& process, std::span<const backend::PageRange> pages);
 
 // follow_files.cc: open files and descriptors, from those of `old` to those of c.state.
@@ -128,6 +142,7 @@ Result<void> follow_threads(BuiltProcess& process, const pb::ProcessState& old);
 Result<void> follow_attributes(Construction& c, BuiltProcess& process, const pb::ProcessState& old);
 
 // attributes.cc: what can be set before the memory is filled; activation.cc: the rest, and off.
+Result<void> enter_folder(BuiltProcess& process);   // its working directory, when that lies in a volume
 Result<void> set_attributes(Construction& c, BuiltProcess& process);
 Result<void> set_options(Construction& c, BuiltProcess& process);   // attributes.cc
 Result<void> finish_process(Construction& c, BuiltProcess& process);

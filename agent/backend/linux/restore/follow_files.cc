@@ -301,6 +301,7 @@ Result<void> open_late_files(Construction& c) {
   for (auto& [pid, process] : c.processes) {
     if (process.threads.empty()) continue;
     BATON_TRY(place_missing(c, process));
+    BATON_TRY(set_record_locks(c, process));
     BATON_TRY(set_watches(c, process));
   }
   return {};

@@ -169,7 +169,9 @@ class Opener {
       return low;
     }
     struct stat there{};
-    if (::stat(file.path().c_str(), &there) != 0) {
+    if (in_volume(c_, file.path())) {
+      there.st_mode = file.mode();   // its own file, whatever this node has there
+    } else if (::stat(file.path().c_str(), &there) != 0) {
       Error error = errno_error("open", file.path());
       error.hint = "The program has it open; bring it to this node (--with-files).";
       return error;
@@ -300,8 +302,22 @@ Result<Fd> fetch(pid_t pid, int number) {
 
 // A datagram that comes before its time would be taken by a program that does not run; watches
 // of files would fill up; a kind that is not known here may be as particular.
+static bool lies_in_volume(const Construction& c, const pb::OpenFile& file) {
+  if (c.state.volumes().empty()) return false;
+  if (file.kind() == pb::OPEN_FILE_PATH) return in_volume(c, file.path());
+  if (file.kind() == pb::OPEN_FILE_INOTIFY) {
+    return std::any_of(file.inotify_watches().begin(), file.inotify_watches().end(), [&](const auto& watch) { return in_volume(c, watch.path()); });
+  }
+  if (file.kind() == pb::OPEN_FILE_SOCKET && file.socket().domain() == AF_UNIX && file.socket().local().size() > sizeof(sa_family_t)) {
+    const auto kind = file.socket().kind();
+    return (kind == pb::SOCKET_LISTENING || kind == pb::SOCKET_PLAIN) && in_volume(c, file.socket().local().c_str() + sizeof(sa_family_t));
+  }
+  return false;
+}
+
 bool comes_at_activation(const Construction& c, const pb::OpenFile& file) {
   if (file.kind() == pb::OPEN_FILE_PIDFD || is_of_process(file)) return true;   // once the process is there
+  if (lies_in_volume(c, file)) return true;   // once that is mounted
   if (!c.shadow) return false;
   if (file.kind() == pb::OPEN_FILE_INOTIFY) return true;
   if (file.kind() != pb::OPEN_FILE_SOCKET) return false;
@@ -378,7 +394,7 @@ Result<void> make_objects(Construction& c) {
   std::map<std::uint64_t, const pb::NamedMemory*> named;
   for (const auto& memory : c.state.named_memory()) named.emplace(memory.object(), &memory);
   for (const auto& object : c.manifest->objects()) {
-    if (object.kind() == pb::MEMORY_OBJECT_PRIVATE || c.objects.count(object.id()) != 0) continue;
+    if (object.kind() == pb::MEMORY_OBJECT_PRIVATE || object.kind() == pb::MEMORY_OBJECT_VOLUME || c.objects.count(object.id()) != 0) continue;
     if (object.kind() == pb::MEMORY_OBJECT_SYSV) return make_error(Code::kCorrupt, "build", object.name() + ": nothing says what it is");
     const pb::OpenFile* file = files.count(object.id()) != 0 ? files[object.id()] : nullptr;
     int low = -1;
@@ -490,6 +506,7 @@ Result<void> place_descriptors(Construction& c, BuiltProcess& process) {
 Result<void> set_record_locks(Construction& c, BuiltProcess& process) {
   for (const auto& d : process.state->descriptors()) {
     const auto& file = c.state.open_files(static_cast<int>(d.open_file()));
+    if (c.open_numbers[d.open_file()] < 0) continue;   // open_late_files
     for (const auto& lock : d.posix_locks()) BATON_TRY(Opener::set_lock(process.leader(), d.number(), lock, F_SETLK, file.path()));
   }
   return {};

@@ -49,7 +49,7 @@ std::string describe(const std::string& address) {
 
 class SocketMaker {
  public:
-  SocketMaker(Construction& c, const pb::OpenFile& file) : c_(c), maker_(c.maker()), socket_(file.socket()) {}
+  SocketMaker(Construction& c, const pb::OpenFile& file) : c_(c), maker_(c.maker()), file_(file), socket_(file.socket()) {}
 
   Result<int> make(std::map<std::uint32_t, std::pair<int, int>>& pairs) {
     switch (socket_.kind()) {
@@ -135,8 +135,23 @@ class SocketMaker {
       if (error.sys_errno == EADDRINUSE) error.hint = "Another program on this node holds that address.";
       return error;
     }
+    if (socket_.unix_path_bound()) BATON_TRY(settle_path());
     if (tcp) BATON_TRY(option(fd, SOL_SOCKET, SO_REUSEADDR, saved_option(SOL_SOCKET, SO_REUSEADDR)));
     if (socket_.domain() == AF_INET || socket_.domain() == AF_INET6) BATON_TRY(option(fd, IPPROTO_IP, IP_FREEBIND, saved_option(IPPROTO_IP, IP_FREEBIND)));
+    return {};
+  }
+
+  // Who may connect is a matter of the file's owner and mode.
+  Result<void> settle_path() {
+    const std::string path(socket_.local().c_str() + sizeof(sa_family_t));
+    if (path.empty() || path[0] != '/') return {};
+    BATON_ASSIGN(std::uint64_t at, maker_.put(path));
+    if (file_.mode() == 0) {   // unlinked, as programs do with sockets that are only handed on
+      BATON_TRY(maker_.checked("unlink", path, SYS_unlink, {at}));
+      return {};
+    }
+    BATON_TRY(maker_.checked("lchown", path, SYS_lchown, {at, file_.uid(), file_.gid()}));
+    BATON_TRY(maker_.checked("chmod", path, SYS_chmod, {at, file_.mode() & 07777}));
     return {};
   }
 
@@ -301,6 +316,7 @@ class SocketMaker {
 
   Construction& c_;
   Puppet& maker_;
+  const pb::OpenFile& file_;
   const pb::Socket& socket_;
 };
 

@@ -3,8 +3,8 @@ baton_room(linux_restore SOURCES
   restore/activation.cc restore/address_space.cc restore/attributes.cc restore/build.cc
   restore/connections.cc restore/credentials.cc restore/follow.cc restore/follow_files.cc restore/ipc.cc restore/keeper_client.cc
   restore/launch.cc restore/open_files.cc
-  restore/open_sockets.cc restore/puppet.cc restore/puppet_code.S restore/tcp.cc restore/terminals.cc restore/timers.cc restore/tree.cc restore/udp.cc
-  DEPS base proto linux_state)
+  restore/open_sockets.cc restore/puppet.cc restore/puppet_code.S restore/tcp.cc restore/terminals.cc restore/timers.cc restore/tree.cc restore/udp.cc restore/volumes.cc
+  DEPS base proto linux_state volume)
 
 # Static, so that it needs nothing of the machine's libraries, and never sanitised:
 # blank processes are copies of it.

@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/timerfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -244,12 +245,25 @@ class Reader {
       BATON_TRY(sockets_.read(f.copy.get(), f.stat.st_ino, file, refused, different));
       if (!refused.empty()) refuse(f, kind, refused);
       else if (!different.empty()) differs(f, kind, different);
+      if (file.socket().unix_path_bound()) describe_socket_file(f, file);
     } else {
       kind = "file";
       describe_path(f, file);
     }
     if (options_.captured && !judged_) options_.captured({f.process.pid, "fd " + std::to_string(f.number), kind, "captured", f.target});
     return {};
+  }
+
+  // The name of a unix socket in the file system; mode 0: it has been unlinked.
+  static void describe_socket_file(const Found& f, pb::OpenFile& file) {
+    const char* name = file.socket().local().c_str() + sizeof(sa_family_t);
+    if (name[0] != '/') return;
+    struct stat st {};
+    file.set_mode(0);
+    if (::lstat(("/proc/" + std::to_string(f.process.pid) + "/root" + name).c_str(), &st) != 0 || !S_ISSOCK(st.st_mode)) return;
+    file.set_mode(st.st_mode);
+    file.set_uid(st.st_uid);
+    file.set_gid(st.st_gid);
   }
 
   static void read_owner(const Found& f, pb::OpenFile& file) {
