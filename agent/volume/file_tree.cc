@@ -39,6 +39,10 @@ std::uint64_t page_of(std::uint32_t segment, std::uint64_t at) {
   return (std::uint64_t{segment} << kSegmentBits) + at % kSegmentBytes / kPage;
 }
 
+bool is_name(const std::string& name) {
+  return !name.empty() && name.size() <= kNameMax && name != "." && name != ".." && name.find('/') == std::string::npos && name.find('\0') == std::string::npos;
+}
+
 Result<Fd> nameless_file(const std::string& folder) {
   auto fd = open_file(folder, O_TMPFILE | O_RDWR, 0600);
   if (fd || (fd.error().sys_errno != EOPNOTSUPP && fd.error().sys_errno != EISDIR && fd.error().sys_errno != EINVAL)) return fd;
@@ -259,7 +263,8 @@ Result<int> FileTree::open_segment(std::uint32_t segment) {
 int FileTree::segment_for(File& file, std::uint64_t index, std::uint32_t& segment) {
   if (index < file.segments.size() && file.segments[index] != 0) {
     segment = file.segments[index];
-    return 0;
+    auto opened = open_segment(segment);   // of a checkpoint that had nothing but holes in it
+    return opened ? 0 : opened.error().sys_errno != 0 ? -opened.error().sys_errno : -EIO;
   }
   if (segments_.size() >= kMaxSegments - kFirstSegment) return -ENOSPC;
   while (segments_.contains(next_segment_)) next_segment_ = next_segment_ + 1 < kMaxSegments ? next_segment_ + 1 : kFirstSegment;
@@ -344,8 +349,8 @@ int FileTree::punch(File& file, std::uint64_t from, std::uint64_t to) {
         release_segment(segment);
         file.segments[index] = 0;
         record_changed(file);
-      } else {
-        if (::fallocate(segments_.at(segment).get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(position % kSegmentBytes),
+      } else if (auto held = segments_.find(segment); held != segments_.end()) {
+        if (::fallocate(held->second.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(position % kSegmentBytes),
                         static_cast<off_t>(end - position)) != 0) {
           return -errno;
         }
@@ -576,6 +581,7 @@ Result<void> FileTree::take_record(std::uint64_t id, std::span<const std::byte> 
   if (!record->ParseFromArray(page_untrusted.data() + sizeof bytes, static_cast<int>(bytes))) return bad("it cannot be read");
   if (id == 0 || (record->mode() & S_IFMT) == 0) return bad("no file");
   if (record->size() > kMaxSize) return bad("its size is out of range");
+  if (record->target().size() > kPage || record->target().find('\0') != std::string::npos) return bad("its target is none");
   for (std::uint32_t segment : record->segments()) {
     if (segment != 0 && (segment < kFirstSegment || segment >= kMaxSegments)) return bad("its content is out of range");
   }
@@ -647,9 +653,13 @@ Result<void> FileTree::settle() {
   for (const auto& [id, record] : filled_) {
     if (record == nullptr) continue;
     File& file = files_.at(id);
+    // Else there were ways that lead round.
+    if ((id == kRootFile && record->names_size() != 0) || (file.is_folder() && record->names_size() > 1)) {
+      return make_error(Code::kCorrupt, "settle a volume", "file " + std::to_string(id) + ": a folder with more than one name");
+    }
     for (const auto& name : record->names()) {
       File* folder = folder_at(name.folder());
-      if (folder == nullptr || name.name().empty() || name.name().find('/') != std::string::npos || folder->children.contains(name.name())) {
+      if (folder == nullptr || !is_name(name.name()) || folder->children.contains(name.name()) || folder->order.contains(name.order())) {
         return make_error(Code::kCorrupt, "settle a volume", "file " + std::to_string(id) + ": its name has no place");
       }
       file.names.push_back({name.folder(), name.name(), name.order()});

@@ -139,15 +139,15 @@ Result<void> LinuxAttachment::take_up(const std::vector<pid_t>& pids, Freeze* fr
         }
         if (!stopped) {
           tracee.let_go(std::chrono::milliseconds(1));
-          if (is_frozen(target_.cgroup)) {
-            return make_error(Code::kConflict, "attach", "the workload is frozen (its lease has run out, or it is held)");
-          }
           return stopped;
         }
         BATON_TRY(take_up_one(pid, tracee));
         return tracee.detach();
       }();
       if (outcome) break;
+      if (outcome.error().code == Code::kTimedOut && is_frozen(target_.cgroup)) {
+        return make_error(Code::kConflict, "attach", "the workload is frozen (its lease has run out, or it is held)");
+      }
       if (outcome.error().code == Code::kTimedOut) break;   // in vfork: the freeze will see
       if (!is_gone(outcome.error())) return outcome;
     }

@@ -141,6 +141,8 @@ TEST_F(Volume, ordinary_calls_do_what_they_do_elsewhere_and_a_copy_is_the_same) 
   ASSERT_EQ(::link(at("a/long").c_str(), at("a/x/again").c_str()), 0);
   ASSERT_EQ(::symlink("x/y", at("a/short").c_str()), 0);
   EXPECT_EQ(read(at("a/short/text")), "hello");
+  write(at("a/\xff\xfe no text"), "names are bytes");
+  ASSERT_EQ(::symlink("\xfd", at("a/nowhere").c_str()), 0);
   ASSERT_EQ(::chown(at("a/x/y/text").c_str(), 12, 34), 0);
   ASSERT_EQ(::chmod(at("a/x/y/text").c_str(), 0604), 0);
   const int fd = ::open(at("a/log").c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0600);

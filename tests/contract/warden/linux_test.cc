@@ -243,6 +243,7 @@ class LinuxShadow : public LinuxWarden {
     capture.set_workload("counter");
     capture.set_keep_frozen(keep_frozen);
     Memory before = memory;
+    taken = std::chrono::steady_clock::now();
     auto captured = client->capture(capture);
     ASSERT_TRUE(captured) << captured.error().message();
     apply(captured->info, captured->pages, memory);
@@ -260,7 +261,8 @@ class LinuxShadow : public LinuxWarden {
     *request.mutable_spec() = spec_of("copy", {COUNTER, "2000"});
     request.set_seq(seq);
     request.set_beside(beside);
-    request.set_away_ns(50'000'000);
+    // As a standby does: the time that has gone, and some more, so that its clocks are ahead.
+    request.set_away_ns(static_cast<std::uint64_t>((std::chrono::steady_clock::now() - taken + std::chrono::milliseconds(50)).count()));
     BATON_TRY(client->build(request));
     return fill("copy", memory, beside);
   }
@@ -295,6 +297,7 @@ class LinuxShadow : public LinuxWarden {
 
   Memory memory, changed;
   pb::Manifest manifest;
+  std::chrono::steady_clock::time_point taken{};
 };
 
 TEST_F(LinuxShadow, Followed_ActivatedOnlyAtItsCheckpoint_CountsOn) {

@@ -127,7 +127,8 @@ class Actor {
   Actor(FileTree& tree, Model& model, unsigned seed) : tree_(tree), model_(model), random_(seed) {}
 
   void act() {
-    switch (pick(11)) {
+    switch (pick(12)) {
+      case 11: return allocate();
       case 0: return make_folder();
       case 1: return remove();
       case 2: return rename();
@@ -237,6 +238,15 @@ class Actor {
     for (std::size_t i = from; i < std::min(from + bytes, held.size()); ++i) held[i] = 0;
   }
 
+  void allocate() {
+    const std::string path = a_file();
+    if (path.empty()) return;
+    const std::size_t from = pick(30000), bytes = 1 + pick(20000);
+    ASSERT_EQ(tree_.allocate(find_path(tree_, path), 0, from, bytes), 0);
+    std::string& held = *model_.files[path];
+    if (held.size() < from + bytes) held.resize(from + bytes);
+  }
+
   FileTree& tree_;
   Model& model_;
   std::mt19937 random_;
@@ -266,6 +276,13 @@ TEST_P(FileTreeModel, does_what_the_model_does_and_a_copy_follows_it) {
   tree->change_all();
   follow(*tree, *late, 64);
   ASSERT_EQ(description(*late), description(*tree));
+  // And goes on from there, as a program does after a takeover.
+  Actor heir(*late, model, GetParam() + 100);
+  for (int i = 0; i < 400; ++i) {
+    heir.act();
+    if (HasFatalFailure()) return;
+  }
+  check(*late, model);
 }
 INSTANTIATE_TEST_SUITE_P(seeds, FileTreeModel, testing::Range(1u, 13u));
 
@@ -322,6 +339,19 @@ TEST(FileTree, refuses_damaged_records) {
     ASSERT_TRUE(tree->fill(file, std::span(pages).subspan(i * kPage, kPage)));
   }
   EXPECT_EQ(tree->settle().error().code, Code::kCorrupt);
+}
+
+TEST(FileTree, room_that_was_only_reserved_can_be_written_after_a_takeover) {
+  Folder here, there;
+  auto tree = new_tree(here), copy = new_tree(there);
+  std::uint64_t id = 0;
+  ASSERT_EQ(tree->make_file(kRootFile, "reserved", S_IFREG | 0600, 0, 0, 0, "", id), 0);
+  ASSERT_EQ(tree->allocate(id, 0, 0, 100000), 0);
+  follow(*tree, *copy);
+  EXPECT_EQ(content(*copy, id), std::string(100000, 0));
+  ASSERT_EQ(copy->allocate(id, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 10, 5000), 0);
+  ASSERT_EQ(copy->write(id, std::as_bytes(std::span("abc", 3)), 50000), 3);
+  EXPECT_EQ(content(*copy, id).substr(50000, 3), "abc");
 }
 
 TEST(CopyTree, a_folder_goes_in_and_comes_out_the_same) {
