@@ -19,7 +19,7 @@
 
 namespace baton::storage {
 
-enum class MemoryKind : std::uint8_t { kHeap, kStack, kAnonymous, kPrivateFile, kShared, kOther };
+enum class MemoryKind : std::uint8_t { kHeap, kStack, kAnonymous, kPrivateFile, kShared, kVolume, kOther };
 std::string_view memory_kind_name(MemoryKind kind);
 
 struct MappingView {
@@ -51,6 +51,7 @@ class MemoryMap {
   const MappingView* find(std::uint64_t object, std::uint64_t page) const;
   // For a person: "pid 7", "memfd:x", "object 12".
   std::string object_name(std::uint64_t object) const;
+  MemoryKind object_kind(std::uint64_t object) const;   // of pages that no mapping shows
   const pb::ProcessState* process(std::int32_t pid) const;
 
  private:

@@ -199,8 +199,8 @@ Result<void> VolumeClient::quit() {
   return {};
 }
 
-Result<void> VolumeClient::settle() {
-  BATON_ASK(static_cast<std::uint32_t>(VolumeOp::kSettle));
+Result<void> VolumeClient::settle(bool used) {
+  BATON_ASK(static_cast<std::uint32_t>(VolumeOp::kSettle), used ? 1 : 0);
   return {};
 }
 

@@ -29,7 +29,7 @@ class VolumeClient {
 
   Result<void> import_folder(const std::string& folder);
   Result<void> export_folder(const std::string& folder);
-  // On this node, and in the mount namespace of `pid` (0: only here).
+  // In the mount namespace of `pid`, where nobody uses it before settle(true); 0: on this node, last.
   Result<void> mount(const std::string& folder, pid_t pid);
   Result<void> unmount();                  // on this node
   Result<void> quit();
@@ -42,7 +42,8 @@ class VolumeClient {
 
   Result<void> fill(std::uint64_t first_page, std::span<const std::byte> pages);
   Result<void> drop(std::uint64_t first_page, std::uint64_t count);
-  Result<void> settle();
+  // What was filled is a whole checkpoint. `used`: a program is about to find it.
+  Result<void> settle(bool used = false);
 
  private:
   VolumeClient(std::string socket, Fd fd);

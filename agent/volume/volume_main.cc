@@ -153,7 +153,10 @@ class Server {
         if (request.count > kBatchPages) return make_error(Code::kInvalid, "volume", "more pages than the area holds");
         return tree_->fill(request.first, std::span(connection.area->pages, request.count * kPage));
       case VolumeOp::kDrop: return tree_->drop({request.first, request.count});
-      case VolumeOp::kSettle: return tree_->settle();
+      case VolumeOp::kSettle:
+        BATON_TRY(tree_->settle());
+        if (request.first != 0) tree_->forget_unused();
+        return {};
       case VolumeOp::kQuit:
         if (!mounted_at_.empty()) ::umount2(mounted_at_.c_str(), MNT_DETACH);
         mounted_at_.clear();
@@ -189,27 +192,24 @@ class Server {
     return {};
   }
 
-  // Here, and in the mount namespace of `pid`.
+  // In the mount namespace of `pid`, long before anything there looks at it: the kernel keeps nothing
+  // of what is still being filled. Or here, where this node's own programs see it.
   Result<void> mount(const std::string& folder, pid_t pid) {
-    if (session_) return make_error(Code::kConflict, "mount a volume", folder + ": it is mounted already");
-    BATON_TRY(tree_->settle());
-    tree_->forget_unused();
-    BATON_ASSIGN(session_, FuseSession::start(*tree_, name_));
-    auto done = [&]() -> Result<void> {
-      if (pid != 0) {
-        Fd second = Fd::adopt(static_cast<int>(::syscall(SYS_open_tree, session_->mount().get(), "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)));
-        if (!second) return errno_error("open_tree", folder);
-        BATON_TRY(mount_in(pid, second, folder));
-      }
-      // Where this node's own programs see it, unless another copy of the workload has it there.
-      struct stat there {};
-      if (::stat(folder.c_str(), &there) == 0 && ::move_mount(session_->mount().get(), "", AT_FDCWD, folder.c_str(), MOVE_MOUNT_F_EMPTY_PATH) == 0) mounted_at_ = folder;
-      else if (pid == 0) return errno_error("mount", folder);
-      return {};
-    }();
+    if (!session_) {
+      BATON_ASSIGN(session_, FuseSession::start(*tree_, name_));
+    }
+    if (!session_->mount()) return make_error(Code::kConflict, "mount a volume", folder + ": it is mounted already");
+    if (pid != 0) {
+      Fd second = Fd::adopt(static_cast<int>(::syscall(SYS_open_tree, session_->mount().get(), "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC)));
+      if (!second) return errno_error("open_tree", folder);
+      return mount_in(pid, second, folder);
+    }
+    const int moved = ::move_mount(session_->mount().get(), "", AT_FDCWD, folder.c_str(), MOVE_MOUNT_F_EMPTY_PATH);
+    const int failed = errno;
     session_->let_mount_go();
-    if (!done) session_.reset();
-    return done;
+    if (moved != 0) return errno_error(failed, "mount", folder);
+    mounted_at_ = folder;
+    return {};
   }
 
   static Result<void> mount_in(pid_t pid, const Fd& mount, const std::string& folder) {

@@ -16,13 +16,13 @@ enum class VolumeOp : std::uint32_t {
   kHello = 1,   // answered with the area's descriptor
   kImport,      // text: a folder, whose content the empty volume takes over
   kExport,      // text: a folder, whose content becomes the volume's
-  kMount,       // text: the folder; pid: in whose mount namespace too (0: only ours)
+  kMount,       // text: the folder; pid: in whose mount namespace (0: in ours)
   kUnmount,     // here; where else it is mounted ends with those who see it
   kCollect,     // count: pages at most; first != 0: everything counts as changed
   kAgain,       // first, count: these pages count as changed
   kFill,        // first, count: the area holds them
   kDrop,        // first, count
-  kSettle,
+  kSettle,      // first != 0: a program is about to use it
   kQuit,        // unmounts and ends, whatever else uses it
 };
 

@@ -168,7 +168,7 @@ class Analysis {
     const PageOrigin origin = counter_.add(now);
     const MappingView* mapping = map.find(object, page);
     const std::string name = mapping ? mapping->name : map.object_name(object);
-    auto kind = mapping ? memory_kind_name(mapping->kind) : memory_kind_name(MemoryKind::kOther);
+    auto kind = mapping ? memory_kind_name(mapping->kind) : memory_kind_name(map.object_kind(object));
     std::string process = "shared by several";
     if (mapping && mapping->kind != MemoryKind::kShared) {
       const auto* state = map.process(mapping->pid);

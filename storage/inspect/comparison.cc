@@ -195,12 +195,13 @@ class Comparison {
       pb::DiffPart part;
       auto& out = *part.mutable_mapping();
       out.set_name((key.first ? b_ : a_).map->object_name(key.second));
-      out.set_kind("other");
+      const MemoryKind kind = (key.first ? b_ : a_).map->object_kind(key.second);
+      out.set_kind(std::string(memory_kind_name(kind)));
       out.set_change("same");
       out.set_pages_changed(change.changed);
       out.set_pages_added(change.added);
       out.set_pages_removed(change.removed);
-      out.set_detail("no mapping shows these pages");
+      if (kind == MemoryKind::kOther) out.set_detail("no mapping shows these pages");
       BATON_TRY(emit(part));
     }
     return {};

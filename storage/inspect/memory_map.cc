@@ -38,6 +38,7 @@ std::string_view memory_kind_name(MemoryKind kind) {
     case MemoryKind::kAnonymous: return "anonymous";
     case MemoryKind::kPrivateFile: return "private file";
     case MemoryKind::kShared: return "shared";
+    case MemoryKind::kVolume: return "volume";
     case MemoryKind::kOther: return "other";
   }
   return "other";
@@ -109,6 +110,13 @@ std::string MemoryMap::object_name(std::uint64_t object) const {
     if (one.id() == object && !one.name().empty()) return one.name();
   }
   return "object " + std::to_string(object);
+}
+
+MemoryKind MemoryMap::object_kind(std::uint64_t object) const {
+  for (const auto& one : manifest_.objects()) {
+    if (one.id() == object && one.kind() == pb::MEMORY_OBJECT_VOLUME) return MemoryKind::kVolume;
+  }
+  return MemoryKind::kOther;
 }
 
 const pb::ProcessState* MemoryMap::process(std::int32_t pid) const {

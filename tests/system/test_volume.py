@@ -25,7 +25,7 @@ class Volume(Case):
             self.bench.exec(node, "rm", "-rf", "/data", "/other")
 
     def test_moves_there_and_back_with_its_files(self):
-        workload = self.ledger("moves", "--mode", "warm", "--standby", "ecu2", "--interval", "50ms")
+        workload = self.ledger("moves", "--mode", "warm", "--standby", "ecu2", "--interval", "50ms", "--verify")
         for to in ("ecu2", "ecu3", "ecu1"):
             workload.wait_commit(workload.committed())
             workload.migrate(to)
@@ -35,6 +35,7 @@ class Volume(Case):
             self.assertEqual(len(seen), 2)
         time.sleep(0.5)
         workload.verify()
+        self.assertEqual(self.bench.field("moves", "problem") or "", "")      # --verify: every capture was compared with the frozen files
 
     def test_hot_standby_takes_over_with_the_files_of_the_same_instant(self):
         workload = self.ledger("takeover", "--mode", "hot", "--standby", "ecu2", "--interval", "20ms")

@@ -73,6 +73,7 @@ class LinuxAttachment final : public backend::Attachment {
   bool in_volume(std::string_view path) const;
   Result<void> copy_volumes(backend::PageSink& sink, backend::RoundStats& stats);
   Result<void> flush_volume_mappings();
+  Result<void> verify_volumes(VerifyReport& report);
   void write_volumes(pb::LinuxState& state, pb::Manifest& manifest) const;
   void drop_unseen_objects();
   void copy_again(std::span<const backend::PageRange> ranges);
@@ -103,6 +104,8 @@ class LinuxAttachment final : public backend::Attachment {
     std::string folder;
     std::uint64_t object = 0;
     std::unique_ptr<volume::VolumeClient> server;
+    std::string socket;
+    std::map<std::uint64_t, ContentMap::Digest> handed_out;   // for verification
   };
 
   backend::AttachTarget target_;

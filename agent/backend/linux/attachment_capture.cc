@@ -303,6 +303,7 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
     for (auto& [key, object] : shared_) {
       if (object->seen) BATON_TRY(object->verify(report));
     }
+    if (pages_pending() == 0) BATON_TRY(verify_volumes(report));
     stats.verify_pages = report.pages;
     stats.verify_differences = report.differences;
     stats.verify_first = report.first;

@@ -10,6 +10,70 @@
 
 namespace baton::linux_backend {
 
+namespace {
+
+using Digests = std::map<std::uint64_t, ContentMap::Digest>;
+
+// Hands on, and remembers what it was.
+class Noting final : public backend::PageSink {
+ public:
+  Noting(backend::PageSink& to, Digests& digests) : to_(to), digests_(digests) {}
+  std::span<std::byte> reserve(std::size_t bytes) override { return reserved_ = to_.reserve(bytes); }
+  void emit(std::uint64_t object, std::uint64_t first, std::uint32_t count) override {
+    for (std::uint32_t i = 0; i < count; ++i) digests_[first + i] = ContentMap::of(reserved_.subspan(i * backend::kPageBytes, backend::kPageBytes));
+    to_.emit(object, first, count);
+  }
+  void drop(std::uint64_t object, std::uint64_t first, std::uint64_t count) override {
+    digests_.erase(digests_.lower_bound(first), digests_.lower_bound(first + count));
+    to_.drop(object, first, count);
+  }
+  std::size_t free_bytes() const override { return to_.free_bytes(); }
+
+ private:
+  backend::PageSink& to_;
+  Digests& digests_;
+  std::span<std::byte> reserved_;
+};
+
+// Takes all there is, and finds out what the checkpoint has otherwise.
+class Comparing final : public backend::PageSink {
+ public:
+  Comparing(const Digests& digests, const std::string& name, VerifyReport& report) : digests_(digests), name_(name), report_(report) {}
+  std::span<std::byte> reserve(std::size_t bytes) override {
+    stage_.resize(bytes);
+    return stage_;
+  }
+  void emit(std::uint64_t, std::uint64_t first, std::uint32_t count) override {
+    for (std::uint32_t i = 0; i < count; ++i) {
+      ++report_.pages;
+      seen_.insert(first + i);
+      auto known = digests_.find(first + i);
+      if (known == digests_.end()) differs(first + i, "the checkpoint lacks the page");
+      else if (!(known->second == ContentMap::of(std::span(stage_).subspan(i * backend::kPageBytes, backend::kPageBytes)))) differs(first + i, "the content differs");
+    }
+  }
+  void drop(std::uint64_t, std::uint64_t, std::uint64_t) override {}
+  std::size_t free_bytes() const override { return std::size_t{1} << 30; }
+  void finish() {
+    const std::vector<std::byte> zeros(backend::kPageBytes);
+    for (const auto& [page, digest] : digests_) {
+      if (!seen_.contains(page) && !(digest == ContentMap::of(zeros))) differs(page, "the checkpoint has a page where there is none");
+    }
+  }
+
+ private:
+  void differs(std::uint64_t page, const char* how) {
+    if (report_.differences++ == 0) report_.first = name_ + ", page " + std::to_string(page) + ": " + how;
+  }
+  const Digests& digests_;
+  const std::string name_;
+  VerifyReport& report_;
+  std::set<std::uint64_t> seen_;
+  std::vector<std::byte> stage_;
+};
+
+}  // namespace
+
 bool lies_in(const std::string& folder, std::string_view path) {
   return path.starts_with(folder) && (path.size() == folder.size() || path[folder.size()] == '/');
 }
@@ -17,7 +81,7 @@ bool lies_in(const std::string& folder, std::string_view path) {
 Result<void> LinuxAttachment::open_volumes() {
   for (const auto& place : target_.volumes) {
     BATON_ASSIGN(auto server, volume::VolumeClient::connect(place.socket));
-    volumes_.push_back({place.folder, next_object_++, std::move(server)});
+    volumes_.push_back({place.folder, next_object_++, std::move(server), place.socket, {}});
   }
   return {};
 }
@@ -31,7 +95,8 @@ bool LinuxAttachment::in_volume(std::string_view path) const {
 
 Result<void> LinuxAttachment::copy_volumes(backend::PageSink& sink, backend::RoundStats& stats) {
   for (auto& volume : volumes_) {
-    BATON_ASSIGN(const std::uint64_t pages, volume.server->collect(volume.object, sink));
+    Noting noting(sink, volume.handed_out);
+    BATON_ASSIGN(const std::uint64_t pages, volume.server->collect(volume.object, target_.spec.verify() ? noting : sink));
     stats.pages_written += pages;
     stats.pages_copied += pages;
   }
@@ -61,6 +126,17 @@ Result<void> LinuxAttachment::flush_volume_mappings() {
       constexpr unsigned kAll = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
       if (::sync_file_range(fd.get(), 0, 0, kAll) != 0) return errno_error("flush a mapping", std::string(map.path(v)));
     }
+  }
+  return {};
+}
+
+// Stopped, with everything handed out: a second look at all of it.
+Result<void> LinuxAttachment::verify_volumes(VerifyReport& report) {
+  for (auto& volume : volumes_) {
+    BATON_ASSIGN(auto second, volume::VolumeClient::connect(volume.socket));
+    Comparing comparing(volume.handed_out, "volume " + volume.folder, report);
+    BATON_TRY(second->collect(volume.object, comparing));
+    comparing.finish();
   }
   return {};
 }

@@ -118,6 +118,7 @@ class Volume : public testing::Test {
     return out;
   }
   void same() {
+    ASSERT_TRUE(b_->settle(true));
     auto mounted = b_->mount(at("b"), 0);
     ASSERT_TRUE(mounted) << mounted.error().message();
     EXPECT_EQ(seen("b"), seen("a"));

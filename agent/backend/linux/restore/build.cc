@@ -126,6 +126,7 @@ class LinuxBuild final : public backend::Build {
     c_.first_number = c_.next_number = highest + 1 + (c_.shadow ? kShadowNumbers : 0);
     BATON_TRY(start_volumes(c_, target_.volumes));
     BATON_TRY(start_keeper());
+    BATON_TRY(mount_volumes(c_, keeper_->pid()));
     c_.connections = target_.connections;
     BATON_TRY(open_files(c_));
     BATON_TRY(settle_connections(c_));
@@ -164,7 +165,7 @@ class LinuxBuild final : public backend::Build {
     if (auto carried = check(next, state); !carried) return make_error(Code::kConflict, "apply", carried.error().message());
     BATON_TRY(check_follows(c_, next, state));
     broken_ = true;
-    BATON_TRY(settle_volumes(c_));
+    BATON_TRY(settle_volumes(c_, false));
     pb::LinuxState old = std::move(c_.state);
     c_.state = std::move(state);
     manifest_ = next;
@@ -205,7 +206,7 @@ class LinuxBuild final : public backend::Build {
     } else if (behind.count() > 0) {
       std::this_thread::sleep_for(behind);   // they never run backwards
     }
-    BATON_TRY(mount_volumes(c_, keeper_->pid()));
+    BATON_TRY(settle_volumes(c_, true));
     for (auto& [pid, process] : c_.processes) {
       if (c_.volumes.empty() || process.threads.empty()) continue;
       BATON_TRY(map_volume_files(c_, process));
@@ -230,6 +231,7 @@ class LinuxBuild final : public backend::Build {
     for (auto& [pid, process] : c_.processes) BATON_TRY(release_process(process));
     activated_ = true;
     times_.release = std::chrono::steady_clock::now() - begin - times_.finish;
+    show_volumes(c_);
     (void)c_.maker().end_killed();
     c_.template_process.clear();
     return {};

@@ -115,10 +115,12 @@ Result<void> bring_descriptor(Construction& c, Puppet& puppet, int made, int to,
 Result<void> set_timerfd(Construction& c, const pb::OpenFile& file, int number);
 Result<int> keep_number(Construction& c, int low, const std::string& subject);   // moves it up, out of the way
 
-// volumes.cc: their servers; then, before anything that lies in them is opened, the mounts.
+// volumes.cc: their servers; mounted where only the program will see them; at activation, before
+// anything that lies in them is opened; once it runs, where this node sees them, too.
 Result<void> start_volumes(Construction& c, const std::vector<backend::VolumePlace>& places);
-Result<void> settle_volumes(Construction& c);    // the fills of one checkpoint are complete
 Result<void> mount_volumes(Construction& c, pid_t keeper);
+Result<void> settle_volumes(Construction& c, bool used);    // the fills of one checkpoint are complete
+void show_volumes(Construction& c);
 bool in_volume(const Construction& c, std::string_view path);
 
 // address_space.cc

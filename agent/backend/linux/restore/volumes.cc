@@ -2,6 +2,7 @@
 #include <filesystem>
 
 #include "agent/backend/linux/restore/construction.h"
+#include "base/log.h"
 
 namespace baton::restore {
 
@@ -30,9 +31,15 @@ Result<void> start_volumes(Construction& c, const std::vector<backend::VolumePla
   return {};
 }
 
-Result<void> settle_volumes(Construction& c) {
-  for (auto& [object, volume] : c.volumes) BATON_TRY(volume.server->settle());
+Result<void> settle_volumes(Construction& c, bool used) {
+  for (auto& [object, volume] : c.volumes) BATON_TRY(volume.server->settle(used));
   return {};
+}
+
+void show_volumes(Construction& c) {
+  for (auto& [object, volume] : c.volumes) {
+    if (auto shown = volume.server->mount(volume.folder, 0); !shown) spdlog::warn("{}: only its program sees it: {}", volume.folder, shown.error().message());
+  }
 }
 
 Result<void> mount_volumes(Construction& c, pid_t keeper) {
