@@ -141,6 +141,7 @@ class Workload {
   std::vector<backend::VolumePlace> volumes() const;
   Result<void> start_volumes();
   void end_volumes(bool write_back);
+  void judge_volumes(const Error& error);   // of a capture or round
   // workload_network.cc
   Result<void> plan_network(bool ask_neighbours);
   Result<void> plan_network_beside();

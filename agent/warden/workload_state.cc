@@ -46,7 +46,12 @@ Result<void> Workload::need_attachment() {
   target.network = hold_.get();
   target.volumes = volumes();
   BATON_TRY(fault_point("warden.attach.before"));
-  BATON_ASSIGN(attachment_, backend->attach(target));
+  auto attached = backend->attach(target);
+  if (!attached) {
+    judge_volumes(attached.error());
+    return attached.error();
+  }
+  attachment_ = std::move(*attached);
   sink_.discard();   // of an earlier attachment, whose object ids mean nothing now
   return fault_point("warden.attach.after");
 }
@@ -60,7 +65,12 @@ Result<void> Workload::round(const pb::RoundRequest& request, pb::RoundResponse&
   BATON_TRY(fault_point("warden.round.before"));
   sink_.begin(kRoundBytesMax);
   auto again = ranges_of(request.again());
-  BATON_ASSIGN(backend::RoundStats stats, attachment_->round(sink_, again));
+  auto copied = attachment_->round(sink_, again);
+  if (!copied) {
+    judge_volumes(copied.error());
+    return copied.error();
+  }
+  const backend::RoundStats stats = *copied;
   BATON_TRY(fault_point("warden.round.done"));
   sink_.take(response.mutable_runs(), response.mutable_dropped());
   response.set_pages_written(stats.pages_written);
@@ -100,6 +110,7 @@ Result<void> Workload::capture(const pb::CaptureRequest& request, pb::CaptureRes
                                                         " ms, thawed and running",
                         "Copy in rounds first, or track fewer pages.");
     }
+    judge_volumes(captured.error());
     return captured.error();
   }
   freeze_expired_ = false;

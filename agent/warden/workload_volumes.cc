@@ -1,5 +1,10 @@
 // The files that go with a workload: their servers (agent/volume), from the start of the program
 // or of a build to their end.
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/vfs.h>
+
+#include <cerrno>
 #include <filesystem>
 
 #include "agent/volume/volume_client.h"
@@ -46,12 +51,27 @@ Result<void> Workload::start_volumes() {
   return {};
 }
 
+// A program whose files have gone with their server cannot go on: it ends, and its spec says what
+// follows. Its newest checkpoint has both.
+void Workload::judge_volumes(const Error& error) {
+  if (error.code != Code::kUnreachable || record_.volumes_size() == 0 || !root_) return;
+  for (const auto& place : volumes()) {
+    if (auto there = volume::VolumeClient::connect(place.socket); there || there.error().code == Code::kTimedOut) continue;
+    spdlog::error("{}: the server of its volume {} has ended; the program is ended too", name_, place.folder);
+    attachment_.reset();
+    (void)root_.signal(SIGKILL).has_value();
+    return;
+  }
+}
+
 // Nothing uses them any more. `write_back`: it has run here to its end, and what the program wrote is
 // what the folders of this node hold from now on.
 void Workload::end_volumes(bool write_back) {
   for (const auto& place : volumes()) {
     auto server = volume::VolumeClient::connect(place.socket);
     if (!server) {
+      struct statfs there {};
+      if (::statfs(place.folder.c_str(), &there) != 0 && errno == ENOTCONN) ::umount2(place.folder.c_str(), MNT_DETACH);   // it was killed
       if (write_back) spdlog::error("{}: its volume {} is not written back: {}", name_, place.folder, server.error().message());
       continue;
     }

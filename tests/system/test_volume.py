@@ -56,6 +56,18 @@ class Volume(Case):
             wait_until(lambda: any(c.get("connected") for c in self.bench.show("takeover").get("standby_copies") or []), 60, "it has a standby")
             workload.wait_commit(workload.committed() + 5)
 
+    def test_its_server_killed_the_standby_takes_over(self):
+        workload = self.ledger("served", "--mode", "hot", "--standby", "ecu2", "--interval", "20ms", "--on-exit", "failover")
+        wait_until(lambda: hot_events(self.bench, "served"), 60, "it has a hot standby")
+        workload.voted()
+        workload.wait_commit(workload.committed() + 3)
+        (server,) = self.bench.processes("ecu1", "baton-volume /")
+        self.bench.exec("ecu1", "kill", "-9", str(server))
+        workload.goes_on("ecu2")
+        workload.verify()
+        left = self.bench.exec("ecu1", "sh", "-c", "grep -c baton: /proc/self/mounts; true").strip()
+        self.assertEqual(left, "0")
+
     def test_restored_from_a_kept_checkpoint(self):
         workload = self.ledger("kept", "--mode", "cold", "--standby", "ecu2", "--interval", "200ms")
         seq = workload.wait_commit(workload.committed() + 2)
