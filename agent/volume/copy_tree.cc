@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <map>
+#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -17,8 +18,6 @@ namespace {
 constexpr const char* kNew = ".baton-new";
 constexpr const char* kBefore = ".baton-before";
 constexpr std::size_t kPiece = 1u << 20;
-
-std::int64_t as_ns(const timespec& t) { return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec; }
 
 Error refused(int failed, const std::string& path) { return errno_error(-failed, "take into the volume", path); }
 
@@ -187,10 +186,24 @@ Result<void> import_folder(FileTree& tree, const std::string& folder) {
   return Import(tree).folder(folder, kRootFile);
 }
 
+// What is mounted below is not ours to remove.
+static Result<void> check_nothing_mounted(const std::string& folder) {
+  BATON_ASSIGN(const std::string mounts, read_file("/proc/self/mountinfo"));
+  std::istringstream lines(mounts);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream fields(line);
+    std::string skipped, point;
+    fields >> skipped >> skipped >> skipped >> skipped >> point;
+    if (point.starts_with(folder + "/")) return make_error(Code::kConflict, "write back", folder + ": another file system is mounted at " + point);
+  }
+  return {};
+}
+
 Result<void> export_folder(const FileTree& tree, const std::string& folder) {
   std::error_code failed;
   std::filesystem::create_directories(folder, failed);
   if (failed) return errno_error(failed.value(), "make the volume's folder", folder);
+  BATON_TRY(check_nothing_mounted(folder));
   const std::filesystem::path fresh = std::filesystem::path(folder) / kNew;
   BATON_TRY(removed(fresh));
   if (::mkdir(fresh.c_str(), 0700) != 0) return errno_error("mkdir", fresh.string());

@@ -41,6 +41,8 @@ inline constexpr std::uint64_t kSegmentBytes = kSegmentPages * kPage;
 inline constexpr std::uint32_t kFirstSegment = kMaxFiles >> kSegmentBits;
 inline constexpr std::uint32_t kMaxSegments = 1u << 20;
 
+inline std::int64_t as_ns(const timespec& t) { return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec; }
+
 struct File {
   std::uint64_t id = 0;
   std::uint32_t mode = 0, uid = 0, gid = 0;

@@ -68,8 +68,6 @@ void get_attributes(fuse_req_t request, fuse_ino_t id, fuse_file_info*) {
   fuse_reply_attr(request, &st, kForever);
 }
 
-std::int64_t as_ns(const timespec& t) { return static_cast<std::int64_t>(t.tv_sec) * 1'000'000'000 + t.tv_nsec; }
-
 void set_attributes(fuse_req_t request, fuse_ino_t id, struct stat* wanted, int what, fuse_file_info*) {
   FileTree& tree = tree_of(request);
   timespec now{};

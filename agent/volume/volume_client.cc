@@ -4,18 +4,13 @@
 #include <linux/close_range.h>
 #include <poll.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <thread>
-#include <vector>
 
 #include "agent/volume/volume_protocol.h"
 
@@ -23,6 +18,7 @@ namespace baton::volume {
 namespace {
 
 constexpr int kAnswerMs = 20'000;
+constexpr int kCollectMs = 2'000;        // a program may stand still for it
 constexpr int kLongMs = 3'600'000;       // importing and exporting take as long as there is to copy
 constexpr std::size_t kPageBytes = backend::kPageBytes;
 
@@ -43,7 +39,7 @@ Result<std::string> server_path() {
 
 }  // namespace
 
-VolumeClient::VolumeClient(std::string socket, Fd fd) : socket_(std::move(socket)), fd_(std::move(fd)) {}
+VolumeClient::VolumeClient(UnixSocket socket) : socket_(std::move(socket)) {}
 
 VolumeClient::~VolumeClient() {
   if (area_ != nullptr) ::munmap(area_, sizeof *area_);
@@ -87,19 +83,9 @@ Result<std::unique_ptr<VolumeClient>> VolumeClient::start(const std::string& soc
   return make_error(Code::kTimedOut, "start a volume", "baton-volume does not answer");
 }
 
-Result<std::unique_ptr<VolumeClient>> VolumeClient::connect(const std::string& socket) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (socket.size() >= sizeof address.sun_path) return make_error(Code::kInvalid, "volume", socket + ": too long a name for a socket");
-  std::memcpy(address.sun_path, socket.c_str(), socket.size());
-  Fd fd = Fd::adopt(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!fd) return errno_error("socket", "volume");
-  if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) {
-    Error error = errno_error("reach a volume", socket);
-    if (error.sys_errno == ECONNREFUSED) error.code = Code::kUnreachable;
-    return error;
-  }
-  std::unique_ptr<VolumeClient> client(new VolumeClient(socket, std::move(fd)));
+Result<std::unique_ptr<VolumeClient>> VolumeClient::connect(const std::string& path) {
+  BATON_ASSIGN(UnixSocket socket, UnixSocket::connect(path));
+  std::unique_ptr<VolumeClient> client(new VolumeClient(std::move(socket)));
   BATON_TRY(client->greet());
   return client;
 }
@@ -107,42 +93,34 @@ Result<std::unique_ptr<VolumeClient>> VolumeClient::connect(const std::string& s
 Result<void> VolumeClient::greet() {
   VolumeRequest request;
   request.op = VolumeOp::kHello;
-  if (::send(fd_.get(), &request, sizeof request, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof request)) return errno_error("greet a volume", socket_);
-  pollfd polled{fd_.get(), POLLIN, 0};
-  if (::poll(&polled, 1, kAnswerMs) <= 0) return make_error(Code::kTimedOut, "greet a volume", socket_);
-  VolumeAnswer answer;
-  iovec part{&answer, sizeof answer};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  header.msg_control = control;
-  header.msg_controllen = sizeof control;
-  const ssize_t n = ::recvmsg(fd_.get(), &header, MSG_CMSG_CLOEXEC);
-  cmsghdr* c = n == static_cast<ssize_t>(sizeof answer) ? CMSG_FIRSTHDR(&header) : nullptr;
-  if (c == nullptr || c->cmsg_type != SCM_RIGHTS) return make_error(Code::kUnreachable, "greet a volume", socket_ + ": it has ended");
-  int memory = -1;
-  std::memcpy(&memory, CMSG_DATA(c), sizeof memory);
-  Fd held = Fd::adopt(memory);
-  void* area = ::mmap(nullptr, sizeof(VolumeArea), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, held.get(), 0);
-  if (area == MAP_FAILED) return errno_error("map a volume's area", socket_);
+  BATON_ASSIGN(SocketMessage answer, exchange(request, kAnswerMs));
+  if (answer.fds.size() != 1) return make_error(Code::kUnreachable, "volume", "its server (baton-volume) answers without its memory");
+  void* area = ::mmap(nullptr, sizeof(VolumeArea), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, answer.fds.front().get(), 0);
+  if (area == MAP_FAILED) return errno_error("mmap", "a volume's area");
   area_ = static_cast<VolumeArea*>(area);
   return {};
 }
 
+// After a failure the connection is over: an answer that comes late must not be taken for another's.
+Result<SocketMessage> VolumeClient::exchange(const VolumeRequest& request, int timeout_ms) {
+  auto gone = [&](Code code, const char* what) {
+    socket_.close();
+    return make_error(code, "volume", std::string("its server (baton-volume) ") + what);
+  };
+  if (!socket_ || !socket_.send(std::as_bytes(std::span(&request, 1)))) return gone(Code::kUnreachable, "has ended");
+  pollfd polled{socket_.fd(), POLLIN, 0};
+  int ready = 0;
+  while ((ready = ::poll(&polled, 1, timeout_ms)) < 0 && errno == EINTR) {}
+  if (ready <= 0) return gone(Code::kTimedOut, "does not answer");
+  auto message = socket_.receive(sizeof(VolumeAnswer));
+  if (!message || !*message || (*message)->bytes.size() != sizeof(VolumeAnswer)) return gone(Code::kUnreachable, "has ended");
+  return std::move(**message);
+}
+
 Result<VolumeAnswer> VolumeClient::ask(const VolumeRequest& request, int timeout_ms) {
+  BATON_ASSIGN(const SocketMessage message, exchange(request, timeout_ms));
   VolumeAnswer answer;
-  if (::send(fd_.get(), &request, sizeof request, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof request)) {
-    return make_error(Code::kUnreachable, "volume", "its server (baton-volume) has ended");
-  }
-  pollfd polled{fd_.get(), POLLIN, 0};
-  for (int ready = 0; (ready = ::poll(&polled, 1, timeout_ms)) <= 0;) {
-    if (ready < 0 && errno == EINTR) continue;
-    return make_error(Code::kTimedOut, "volume", "its server (baton-volume) does not answer");
-  }
-  if (::recv(fd_.get(), &answer, sizeof answer, 0) != static_cast<ssize_t>(sizeof answer)) {
-    return make_error(Code::kUnreachable, "volume", "its server (baton-volume) has ended");
-  }
+  std::memcpy(&answer, message.bytes.data(), sizeof answer);
   if (answer.code == 0) return answer;
   answer.text[kTextMax - 1] = 0;
   Error error;
@@ -165,7 +143,7 @@ Result<VolumeAnswer> VolumeClient::ask(std::uint32_t op, std::uint64_t first, st
   if (text.size() >= kTextMax) return make_error(Code::kInvalid, "volume", "a path is too long");
   std::memcpy(request.text, text.c_str(), text.size() + 1);
   const bool copies = request.op == VolumeOp::kImport || request.op == VolumeOp::kExport;
-  return ask(request, copies ? kLongMs : kAnswerMs);
+  return ask(request, copies ? kLongMs : request.op == VolumeOp::kCollect ? kCollectMs : kAnswerMs);
 }
 
 #define BATON_ASK(...)                                          \

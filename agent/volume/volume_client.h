@@ -7,12 +7,18 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "agent/backend/backend.h"
 #include "base/error.h"
-#include "base/fd.h"
+#include "base/unix_socket.h"
 
 namespace baton::volume {
+
+// Whether `path` is `folder` or in it.
+inline bool lies_in(std::string_view folder, std::string_view path) {
+  return path.starts_with(folder) && (path.size() == folder.size() || path[folder.size()] == '/');
+}
 
 struct VolumeArea;
 struct VolumeRequest;
@@ -46,13 +52,13 @@ class VolumeClient {
   Result<void> settle(bool used = false);
 
  private:
-  VolumeClient(std::string socket, Fd fd);
+  explicit VolumeClient(UnixSocket socket);
   Result<void> greet();
+  Result<SocketMessage> exchange(const VolumeRequest& request, int timeout_ms);
   Result<VolumeAnswer> ask(const VolumeRequest& request, int timeout_ms);
   Result<VolumeAnswer> ask(std::uint32_t op, std::uint64_t first = 0, std::uint64_t count = 0, const std::string& text = {}, pid_t pid = 0);
 
-  std::string socket_;
-  Fd fd_;
+  UnixSocket socket_;
   VolumeArea* area_ = nullptr;
   bool begun_ = false;
   std::uint64_t left_ = 0;                 // still with the server

@@ -15,10 +15,8 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -36,6 +34,7 @@
 #include "agent/volume/fuse_session.h"
 #include "agent/volume/volume_protocol.h"
 #include "base/fd.h"
+#include "base/unix_socket.h"
 
 namespace baton::volume {
 namespace {
@@ -43,7 +42,7 @@ namespace {
 constexpr int kFirstConnectionMs = 30'000;
 
 struct Connection {
-  Fd socket;
+  UnixSocket socket;
   VolumeArea* area = nullptr;
   std::deque<PageRun> gone;           // what found no room in the area yet
   ~Connection() {
@@ -55,38 +54,35 @@ class Server {
  public:
   Server(std::unique_ptr<FileTree> tree, std::string name) : tree_(std::move(tree)), name_(std::move(name)) {}
 
-  int serve(Fd listening, const std::string& socket_path) {
+  int serve(UnixListener listening) {
     bool spoken_to = false;
     while (!quit_) {
-      std::vector<pollfd> polled{{listening.get(), POLLIN, 0}};
+      std::vector<pollfd> polled{{listening.fd(), POLLIN, 0}};
       if (session_ && !session_->ended()) polled.push_back({session_->fd(), POLLIN, 0});
       const std::size_t first = polled.size();
-      for (const auto& connection : connections_) polled.push_back({connection->socket.get(), POLLIN, 0});
+      for (const auto& connection : connections_) polled.push_back({connection->socket.fd(), POLLIN, 0});
       const int ready = ::poll(polled.data(), polled.size(), spoken_to ? -1 : kFirstConnectionMs);
       if (ready < 0 && errno != EINTR) break;
       if (ready == 0 && !spoken_to) break;
       if (first == 2 && polled[1].revents != 0) session_->serve();
-      if (polled[0].revents != 0) spoken_to = take_connection(listening.get()) || spoken_to;
+      if (polled[0].revents != 0) spoken_to = take_connection(listening) || spoken_to;
       for (std::size_t i = first; i < polled.size(); ++i) {
         if (polled[i].revents != 0 && !answer(*connections_[i - first])) connections_[i - first].reset();
       }
       std::erase(connections_, nullptr);
       if (spoken_to && connections_.empty() && (!session_ || session_->ended())) break;
     }
-    ::unlink(socket_path.c_str());
     if (!mounted_at_.empty()) ::umount2(mounted_at_.c_str(), MNT_DETACH);
     return 0;
   }
 
  private:
-  bool take_connection(int listening) {
-    Fd socket = Fd::adopt(::accept4(listening, nullptr, nullptr, SOCK_CLOEXEC));
-    if (!socket) return false;
-    ucred peer{};
-    socklen_t bytes = sizeof peer;
-    if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0 || peer.uid != ::geteuid()) return false;
+  bool take_connection(UnixListener& listening) {
+    auto socket = listening.accept();
+    auto peer = socket ? socket->peer() : Result<PeerCredentials>(socket.error());
+    if (!peer || peer->uid != ::geteuid()) return false;
     auto connection = std::make_unique<Connection>();
-    connection->socket = std::move(socket);
+    connection->socket = std::move(*socket);
     connections_.push_back(std::move(connection));
     return true;
   }
@@ -94,9 +90,9 @@ class Server {
   // False: the connection is over.
   bool answer(Connection& connection) {
     static VolumeRequest request;
-    const ssize_t n = ::recv(connection.socket.get(), &request, sizeof request, MSG_DONTWAIT);
-    if (n < 0) return errno == EAGAIN || errno == EINTR;
-    if (n != static_cast<ssize_t>(sizeof request)) return false;
+    auto message = connection.socket.receive(sizeof request);   // poll says that there is one
+    if (!message || !*message || (*message)->bytes.size() != sizeof request) return false;
+    std::memcpy(&request, (*message)->bytes.data(), sizeof request);
     request.text[kTextMax - 1] = 0;
     VolumeAnswer out;
     if (request.op == VolumeOp::kHello) return say_hello(connection);
@@ -111,7 +107,7 @@ class Server {
         used += bytes + 1;
       }
     }
-    return ::send(connection.socket.get(), &out, sizeof out, MSG_NOSIGNAL) == static_cast<ssize_t>(sizeof out);
+    return connection.socket.send(std::as_bytes(std::span(&out, 1))).has_value();
   }
 
   bool say_hello(Connection& connection) {
@@ -120,21 +116,9 @@ class Server {
     void* area = ::mmap(nullptr, sizeof(VolumeArea), PROT_READ | PROT_WRITE, MAP_SHARED, memory.get(), 0);
     if (area == MAP_FAILED) return false;
     connection.area = static_cast<VolumeArea*>(area);
-    VolumeAnswer out;
-    iovec part{&out, sizeof out};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr header{};
-    header.msg_iov = &part;
-    header.msg_iovlen = 1;
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    cmsghdr* c = CMSG_FIRSTHDR(&header);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int));
-    const int fd = memory.get();
-    std::memcpy(CMSG_DATA(c), &fd, sizeof fd);
-    return ::sendmsg(connection.socket.get(), &header, MSG_NOSIGNAL) == static_cast<ssize_t>(sizeof out);
+    const VolumeAnswer out;
+    const int fds[] = {memory.get()};
+    return connection.socket.send(std::as_bytes(std::span(&out, 1)), fds).has_value();
   }
 
   Result<void> act(Connection& connection, const VolumeRequest& request, VolumeAnswer& out) {
@@ -237,20 +221,6 @@ class Server {
   bool quit_ = false;
 };
 
-Result<Fd> listen_at(const std::string& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return make_error(Code::kInvalid, "listen", path + ": too long a name for a socket");
-  std::memcpy(address.sun_path, path.c_str(), path.size());
-  Fd socket = Fd::adopt(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  if (!socket) return errno_error("socket", path);
-  const mode_t before = ::umask(0177);
-  const int bound = ::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address);
-  ::umask(before);
-  if (bound != 0 || ::listen(socket.get(), 8) != 0) return errno_error("listen", path);
-  return socket;
-}
-
 int volume_main(int argc, char** argv) {
   if (argc != 4) {
     std::fprintf(stderr, "usage: baton-volume SOCKET FOLDER NAME\n");
@@ -274,12 +244,12 @@ int volume_main(int argc, char** argv) {
     return 1;
   }
   auto tree = FileTree::make(argv[2]);
-  auto listening = tree ? listen_at(argv[1]) : Result<Fd>(tree.error());
+  auto listening = tree ? UnixListener::bind(argv[1], ::geteuid()) : Result<UnixListener>(tree.error());
   if (!listening) {
     std::fprintf(stderr, "baton-volume: %s\n", listening.error().message().c_str());
     return 1;
   }
-  return Server(std::move(*tree), argv[3]).serve(std::move(*listening), argv[1]);
+  return Server(std::move(*tree), argv[3]).serve(std::move(*listening));
 }
 
 }  // namespace

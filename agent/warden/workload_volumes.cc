@@ -55,10 +55,10 @@ Result<void> Workload::start_volumes() {
 // follows. Its newest checkpoint has both.
 void Workload::judge_volumes(const Error& error) {
   if (error.code != Code::kUnreachable || record_.volumes_size() == 0 || !root_) return;
+  attachment_.reset();   // its connection is over
   for (const auto& place : volumes()) {
     if (auto there = volume::VolumeClient::connect(place.socket); there || there.error().code == Code::kTimedOut) continue;
     spdlog::error("{}: the server of its volume {} has ended; the program is ended too", name_, place.folder);
-    attachment_.reset();
     (void)root_.signal(SIGKILL).has_value();
     return;
   }

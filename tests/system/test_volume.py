@@ -108,7 +108,7 @@ class Volume(Case):
 
     def test_redis_finds_its_append_only_file_as_it_remembers(self):
         if not shutil.which("redis-server"):
-            self.skipTest("redis-server")
+            self.skipTest("needs: redis-server (deploy/install-deps)")
         workload = self.start("aof", ["/usr/bin/redis-server", "--port", "0", "--unixsocket", "/data/aof.sock", "--save", "", "--appendonly", "yes",
                                       "--appendfsync", "always", "--dir", "/data"],
                               "--volume", "/data", "--mode", "hot", "--standby", "ecu2", "--interval", "20ms", "--external-unix", "close")
@@ -138,7 +138,7 @@ class Volume(Case):
     def test_postgres_goes_on_with_its_database_after_its_node_was_switched_off(self):
         binaries = "/usr/lib/postgresql/15/bin"
         if not os.path.exists(binaries + "/postgres"):
-            self.skipTest("postgresql-15 (deploy/install-deps --daemons)")
+            self.skipTest("needs: postgresql-15 (deploy/install-deps --daemons)")
         self.bench.exec("ecu1", "sh", "-c", f"rm -rf /pg && install -d -o postgres -m 700 /pg && runuser -u postgres -- {binaries}/initdb -D /pg/data -A trust >/dev/null",
                         timeout=300)
         self.addCleanup(lambda: [self.bench.exec(node, "rm", "-rf", "/pg", check=False) for node in ("ecu1", "ecu2", "ecu3")])

@@ -23,7 +23,6 @@
 
 namespace baton::linux_backend {
 
-bool lies_in(const std::string& folder, std::string_view path);
 
 class LinuxAttachment final : public backend::Attachment {
  public:
@@ -72,7 +71,7 @@ class LinuxAttachment final : public backend::Attachment {
   Result<void> open_volumes();
   bool in_volume(std::string_view path) const;
   Result<void> copy_volumes(backend::PageSink& sink, backend::RoundStats& stats);
-  Result<void> flush_volume_mappings();
+  Result<bool> flush_volume_mappings();
   Result<void> verify_volumes(VerifyReport& report);
   void write_volumes(pb::LinuxState& state, pb::Manifest& manifest) const;
   void drop_unseen_objects();

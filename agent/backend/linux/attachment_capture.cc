@@ -243,8 +243,9 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
   }
   BATON_TRY(options.verify ? copy_private(sink, stats.pages) : stage_private(sink, stats.pages));
   BATON_TRY(copy_shared(sink, stats.pages, freeze.roster_held(), true));
-  BATON_TRY(flush_volume_mappings());
   BATON_TRY(copy_volumes(sink, stats.pages));
+  BATON_ASSIGN(const bool flushed, flush_volume_mappings());
+  if (flushed) BATON_TRY(copy_volumes(sink, stats.pages));
   BATON_TRY(fault_point("capture.copied"));
   auto copied = steady_clock::now();
   VerifyReport report;

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 #include "agent/backend/linux/attachment.h"
@@ -74,10 +75,6 @@ class Comparing final : public backend::PageSink {
 
 }  // namespace
 
-bool lies_in(const std::string& folder, std::string_view path) {
-  return path.starts_with(folder) && (path.size() == folder.size() || path[folder.size()] == '/');
-}
-
 Result<void> LinuxAttachment::open_volumes() {
   for (const auto& place : target_.volumes) {
     BATON_ASSIGN(auto server, volume::VolumeClient::connect(place.socket));
@@ -87,10 +84,7 @@ Result<void> LinuxAttachment::open_volumes() {
 }
 
 bool LinuxAttachment::in_volume(std::string_view path) const {
-  for (const auto& volume : volumes_) {
-    if (lies_in(volume.folder, path)) return true;
-  }
-  return false;
+  return std::any_of(volumes_.begin(), volumes_.end(), [&](const AttachedVolume& one) { return volume::lies_in(one.folder, path); });
 }
 
 Result<void> LinuxAttachment::copy_volumes(backend::PageSink& sink, backend::RoundStats& stats) {
@@ -104,8 +98,10 @@ Result<void> LinuxAttachment::copy_volumes(backend::PageSink& sink, backend::Rou
 }
 
 // Stores through shared mappings are with the kernel: now they go to the server, which is asked next.
-Result<void> LinuxAttachment::flush_volume_mappings() {
-  if (volumes_.empty()) return {};
+// Answers whether there were any. After a collect: that the server answers has been seen then, and
+// what is written out waits for it without an end.
+Result<bool> LinuxAttachment::flush_volume_mappings() {
+  if (volumes_.empty()) return false;
   std::set<const AddressSpace*> done;
   std::set<std::uint64_t> flushed;   // by inode
   for (const auto& [pid, process] : processes_) {
@@ -127,7 +123,7 @@ Result<void> LinuxAttachment::flush_volume_mappings() {
       if (::sync_file_range(fd.get(), 0, 0, kAll) != 0) return errno_error("flush a mapping", std::string(map.path(v)));
     }
   }
-  return {};
+  return !flushed.empty();
 }
 
 // Stopped, with everything handed out: a second look at all of it.

@@ -125,7 +125,7 @@ Result<void> probe_rseq_configuration() {
 }
 
 bool of_volume(const pb::WorkloadSpec& spec, std::string_view path) {
-  return std::any_of(spec.volumes().begin(), spec.volumes().end(), [&](const std::string& folder) { return lies_in(folder, path); });
+  return std::any_of(spec.volumes().begin(), spec.volumes().end(), [&](const std::string& folder) { return volume::lies_in(folder, path); });
 }
 
 // A file system of one's own, as baton-volume makes it.

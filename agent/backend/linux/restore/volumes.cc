@@ -1,4 +1,5 @@
 // Volumes of what is built: filled like memory, mounted when the program is about to run.
+#include <algorithm>
 #include <filesystem>
 
 #include "agent/backend/linux/restore/construction.h"
@@ -7,11 +8,7 @@
 namespace baton::restore {
 
 bool in_volume(const Construction& c, std::string_view path) {
-  for (const auto& volume : c.state.volumes()) {
-    const std::string& folder = volume.folder();
-    if (path.starts_with(folder) && (path.size() == folder.size() || path[folder.size()] == '/')) return true;
-  }
-  return false;
+  return std::any_of(c.state.volumes().begin(), c.state.volumes().end(), [&](const auto& one) { return volume::lies_in(one.folder(), path); });
 }
 
 Result<void> start_volumes(Construction& c, const std::vector<backend::VolumePlace>& places) {
