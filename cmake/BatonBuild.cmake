@@ -3,7 +3,8 @@
 #   baton_room(NAME SOURCES a.cc … DEPS base …)      a library, target baton_NAME
 #   baton_objects(NAME SOURCES a.cc … DEPS base …)   an OBJECT library: for code that
 #                                                    registers itself at start-up
-#   baton_program(NAME SOURCES main.cc DEPS …)       an executable in BUILD/bin
+#   baton_program(NAME SOURCES main.cc DEPS …)       an executable in BUILD/bin (OWN_PCH: with a
+#                                                    precompiled header of its own)
 #   baton_test(NAME TIER unit SOURCES a_test.cc DEPS …)   a GoogleTest executable,
 #                                                    one ctest entry, labelled TIER
 #
@@ -129,10 +130,22 @@ function(baton_objects name)
   _baton_link(baton_${name} ${A_DEPS})
 endfunction()
 
+# Compiled as for a library, so that the rooms' precompiled header fits.
 function(baton_program name)
-  cmake_parse_arguments(A "" "" "SOURCES;DEPS" ${ARGN})
+  cmake_parse_arguments(A "OWN_PCH" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${A_SOURCES})
+  if(A_DEPS AND NOT A_OWN_PCH AND BATON_PCH)
+    set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(${name} PRIVATE -fPIC)
+    _baton_pch(${name} baton_pch_room)
+  endif()
   _baton_link(${name} ${A_DEPS})
+endfunction()
+
+# Of code that decides and calls, and neither copies nor counts pages: compiling it takes a
+# sixth less, and nothing that is measured changes.
+function(baton_quick target)
+  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
 endfunction()
 
 # A program under test that looks at its own registers and memory: never with a sanitizer.

@@ -1,8 +1,10 @@
 // Unix sockets: pairs, names, queues, descriptors on their way, connections that wait.
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -277,6 +279,49 @@ Animal waiting() {
           {}};
 }
 
+// The client has a name, and has ended its half.
+Animal waiting_abstract() {
+  std::string at("\0zoo-waiting", 12), mine("\0zoo-waits", 10);
+  int listener = named(SOCK_SEQPACKET, at);
+  MUST(listen(listener, 5) == 0);
+  auto client = std::make_shared<int>(-1);
+  auto connect_again = [=] {
+    *client = named(SOCK_SEQPACKET, mine);
+    sockaddr_un to;
+    socklen_t bytes = name(to, at);
+    MUST(connect(*client, (sockaddr*)&to, bytes) == 0);
+    MUST(shutdown(*client, SHUT_WR) == 0);
+  };
+  connect_again();
+  return {[=](Check& c) {
+            int server = accept(listener, nullptr, nullptr);
+            c.expect(server >= 0, "accept");
+            c.same(peer_name(server).compare(mine), 0, "the client's name");
+            char byte;
+            c.same(recv(server, &byte, 1, MSG_DONTWAIT), 0, "its end");
+            put(server, "answer");
+            expect_text(c, *client, "answer", "back");
+            close(server);
+            close(*client);
+            connect_again();
+          },
+          {}};
+}
+
+Animal waiting_gone() {
+  std::string path = place("waiting-gone");
+  int listener = named(SOCK_STREAM, path);
+  MUST(listen(listener, 5) == 0);
+  int client = dial(SOCK_STREAM, path);
+  put(client, "farewell");
+  close(client);
+  return {[=](Check& c) {
+            pollfd p{listener, POLLIN, 0};
+            c.same(poll(&p, 1, 0), 1, "it waits");
+          },
+          {}};
+}
+
 Animal waiting_with_data() {
   std::string path = place("waiting-data");
   int listener = named(SOCK_STREAM, path);
@@ -325,6 +370,102 @@ Animal datagram_one_way() {
           {}};
 }
 
+// Two datagram sockets with names that are connected to each other.
+Animal datagram_both_ways() {
+  std::string here = place("here"), there = place("there");
+  int one = named(SOCK_DGRAM, here), two = named(SOCK_DGRAM, there);
+  sockaddr_un to;
+  socklen_t bytes = name(to, there);
+  MUST(connect(one, (sockaddr*)&to, bytes) == 0);
+  bytes = name(to, here);
+  MUST(connect(two, (sockaddr*)&to, bytes) == 0);
+  put(one, "to two");
+  return {[=](Check& c) {
+            expect_text(c, two, "to two", "queue");
+            put(one, "to two");
+            c.same(own_name(one).compare(here), 0, "name");
+            c.same(peer_name(one).compare(there), 0, "peer");
+            c.same(peer_name(two).compare(here), 0, "the other's peer");
+          },
+          {}};
+}
+
+Animal datagram_peer_gone() {
+  std::string at = place("gone-sink"), mine = place("speaker");
+  auto speaker = std::make_shared<int>(-1);
+  auto fill = [=] {
+    int sink = named(SOCK_DGRAM, at);
+    *speaker = named(SOCK_DGRAM, mine);
+    sockaddr_un to;
+    socklen_t bytes = name(to, at);
+    MUST(connect(*speaker, (sockaddr*)&to, bytes) == 0);
+    close(sink);
+    unlink(at.c_str());
+  };
+  fill();
+  return {[=](Check& c) {
+            c.same(own_name(*speaker).compare(mine), 0, "name");
+            c.same(send(*speaker, "x", 1, MSG_NOSIGNAL), -1, "nobody listens");
+            c.same(errno, ECONNREFUSED, "error");
+            close(*speaker);
+            fill();
+          },
+          {}};
+}
+
+// As Postfix names its sockets.
+Animal relative_name() {
+  MUST(mkdir("private", 0700) == 0 || errno == EEXIST);
+  int listener = named(SOCK_STREAM, "private/door");
+  MUST(listen(listener, 5) == 0);
+  auto client = std::make_shared<int>(dial(SOCK_STREAM, "private/door"));   // waits
+  int datagrams = named(SOCK_DGRAM, "private/box"), speaker = dial(SOCK_DGRAM, "private/box");
+  put(speaker, "posted");
+  return {[=](Check& c) {
+            c.same(own_name(listener).compare("private/door"), 0, "name");
+            int server = accept(listener, nullptr, nullptr);
+            put(*client, "knock");
+            expect_text(c, server, "knock", "the one that waited");
+            close(server);
+            close(*client);
+            *client = dial(SOCK_STREAM, "private/door");
+            c.expect(*client >= 0, "connect by the file");
+            expect_text(c, datagrams, "posted", "datagram");
+            put(speaker, "posted");
+          },
+          {}};
+}
+
+// More than a usual send buffer holds.
+Animal full_queue() {
+  auto ends = std::make_shared<std::vector<int>>(2);
+  MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends->data()) == 0);
+  int room = 4 << 20;
+  MUST(setsockopt((*ends)[0], SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) == 0);
+  auto fill = [=] {
+    std::string text(1500000, 'q');
+    for (size_t i = 0; i < text.size(); ++i) text[i] = (char)('a' + i * 7 % 23);
+    put((*ends)[0], text);
+  };
+  fill();
+  return {[=](Check& c) {
+            int now = 0;
+            socklen_t bytes = sizeof now;
+            getsockopt((*ends)[0], SOL_SOCKET, SO_SNDBUF, &now, &bytes);
+            c.same(now, 8 << 20, "SO_SNDBUF");
+            size_t got = 0;
+            bool good = true;
+            char part[65536];
+            for (ssize_t n; (n = recv((*ends)[1], part, sizeof part, MSG_DONTWAIT)) > 0;) {
+              for (ssize_t i = 0; i < n; ++i, ++got) good = good && part[i] == (char)('a' + got * 7 % 23);
+            }
+            c.same((long long)got, 1500000, "bytes");
+            c.expect(good, "content");
+            fill();
+          },
+          {}};
+}
+
 Animal in_flight() {
   auto ends = std::make_shared<std::vector<int>>(2);
   MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends->data()) == 0);
@@ -341,6 +482,177 @@ Animal in_flight() {
             c.same((long long)value, 41, "count");
             MUST(write(got, &value, sizeof value) == 8);
             send_file((*ends)[0], got, "here");
+            close(got);
+          },
+          {}};
+}
+
+// Bytes before, with and behind the descriptors, each of which must come with its own.
+Animal in_flight_mixed() {
+  auto ends = std::make_shared<std::vector<int>>(2);
+  MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends->data()) == 0);
+  auto fill = [=] {
+    put((*ends)[0], "before ");
+    for (uint64_t value : {7u, 8u}) {
+      int file = eventfd((unsigned)value, EFD_NONBLOCK);
+      send_file((*ends)[0], file, value == 7 ? "first" : "second");
+      close(file);
+    }
+    put((*ends)[0], " behind");
+  };
+  fill();
+  return {[=](Check& c) {
+            char before[7];
+            c.same(recv((*ends)[1], before, sizeof before, MSG_DONTWAIT), 7, "what comes before");
+            for (uint64_t value : {7u, 8u}) {
+              std::string text;
+              int got = receive_file((*ends)[1], text);
+              c.expect(got >= 0, "a descriptor came");
+              c.same(text.compare(value == 7 ? "first" : "second"), 0, "its text");
+              uint64_t count = 0;
+              c.same(read(got, &count, sizeof count), 8, "read it");
+              c.same((long long)count, (long long)value, "count");
+              close(got);
+            }
+            expect_text(c, (*ends)[1], " behind", "what comes behind");
+            fill();
+          },
+          {}};
+}
+
+Animal in_flight_datagram() {
+  std::string at = place("parcels"), from = place("sender");
+  int receiver = named(SOCK_DGRAM, at), sender = named(SOCK_DGRAM, from);
+  sockaddr_un to;
+  socklen_t bytes = name(to, at);
+  auto fill = [=] {
+    sockaddr_un address = to;
+    MUST(connect(sender, (const sockaddr*)&address, bytes) == 0);
+    int ends[2];
+    MUST(pipe(ends) == 0);
+    MUST(write(ends[1], "inside", 6) == 6);
+    send_file(sender, ends[0], "parcel");
+    close(ends[0]);
+    close(ends[1]);
+  };
+  fill();
+  return {[=](Check& c) {
+            std::string text;
+            int got = receive_file(receiver, text);
+            c.expect(got >= 0, "a descriptor came");
+            c.same(text.compare("parcel"), 0, "text");
+            char inside[8];
+            c.same(read(got, inside, sizeof inside), 6, "the pipe's content");
+            c.same(read(got, inside, sizeof inside), 0, "its end");
+            close(got);
+            fill();
+          },
+          {}};
+}
+
+// On its way and open: one description, before and after.
+Animal in_flight_open() {
+  auto ends = std::make_shared<std::vector<int>>(2);
+  MUST(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends->data()) == 0);
+  int file = open(place("shared").c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
+  MUST(write(file, "0123456789", 10) == 10);
+  auto fill = [=] {
+    MUST(lseek(file, 4, SEEK_SET) == 4);
+    send_file((*ends)[0], file, "also open");
+  };
+  fill();
+  return {[=](Check& c) {
+            std::string text;
+            int got = receive_file((*ends)[1], text);
+            c.expect(got >= 0, "a descriptor came");
+            c.same(lseek(got, 0, SEEK_CUR), 4, "position");
+            MUST(lseek(got, 9, SEEK_SET) == 9);
+            c.same(lseek(file, 0, SEEK_CUR), 9, "of one description");
+            close(got);
+            fill();
+          },
+          {}};
+}
+
+// The sender has gone meanwhile.
+Animal in_flight_last_words() {
+  auto kept = std::make_shared<int>(-1);
+  auto fill = [=] {
+    int ends[2];
+    MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    int file = eventfd(5, EFD_NONBLOCK);
+    send_file(ends[0], file, "last");
+    close(file);
+    close(ends[0]);
+    *kept = ends[1];
+  };
+  fill();
+  return {[=](Check& c) {
+            std::string text;
+            int got = receive_file(*kept, text);
+            c.expect(got >= 0, "a descriptor came");
+            c.same(text.compare("last"), 0, "text");
+            uint64_t count = 0;
+            c.same(read(got, &count, sizeof count), 8, "read it");
+            c.same((long long)count, 5, "count");
+            char byte;
+            c.same(recv(*kept, &byte, 1, MSG_DONTWAIT), 0, "then the end");
+            close(got);
+            close(*kept);
+            fill();
+          },
+          {}};
+}
+
+// Content that is in no process's table.
+Animal in_flight_memory() {
+  auto ends = std::make_shared<std::vector<int>>(2);
+  MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends->data()) == 0);
+  auto turn = std::make_shared<int>(0);
+  auto fill = [=] {
+    int file = memfd_create("parcel", MFD_CLOEXEC);
+    std::string text(20000, (char)('a' + *turn));
+    MUST(write(file, text.data(), text.size()) == (ssize_t)text.size());
+    send_file((*ends)[0], file, "memory");
+    close(file);
+  };
+  fill();
+  return {[=](Check& c) {
+            std::string text;
+            int got = receive_file((*ends)[1], text);
+            c.expect(got >= 0, "a descriptor came");
+            char content[20001];
+            c.same(pread(got, content, sizeof content, 0), 20000, "size");
+            c.expect(std::string(content, 20000) == std::string(20000, (char)('a' + *turn)), "content");
+            close(got);
+            fill();
+          },
+          [=] {
+            std::string text;
+            int got = receive_file((*ends)[1], text);
+            MUST(got >= 0);
+            close(got);
+            *turn = (*turn + 1) % 26;
+            fill();
+          }};
+}
+
+// An epoll descriptor that is on its way and open, and watches something.
+Animal in_flight_epoll() {
+  auto ends = std::make_shared<std::vector<int>>(2);
+  MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ends->data()) == 0);
+  int poller = epoll_create1(0), file = eventfd(1, EFD_NONBLOCK);
+  epoll_event watch{EPOLLIN, {.u64 = 99}};
+  MUST(epoll_ctl(poller, EPOLL_CTL_ADD, file, &watch) == 0);
+  send_file((*ends)[0], poller, "poller");
+  return {[=](Check& c) {
+            std::string text;
+            int got = receive_file((*ends)[1], text);
+            c.expect(got >= 0, "a descriptor came");
+            epoll_event event{};
+            c.same(epoll_wait(got, &event, 1, 0), 1, "it is ready");
+            c.same((long long)event.data.u64, 99, "data");
+            send_file((*ends)[0], got, "poller");
             close(got);
           },
           {}};
@@ -412,12 +724,24 @@ const std::vector<Case> kCases = {
     {"unix-listening-abstract", "unix socket", nullptr, listening_abstract},
     {"unix-accepted", "unix socket", nullptr, accepted},
     {"unix-accepted-abstract", "unix socket", nullptr, accepted_abstract},
-    {"unix-waiting", "unix socket", "connections wait to be accepted", waiting},
-    {"unix-waiting-with-data", "unix socket", "connections wait to be accepted", waiting_with_data},
-    {"unix-datagram-names", "unix socket", "datagrams from outside wait", datagrams_from_names},
-    {"unix-datagram-one-way", "unix socket", "unix", datagram_one_way},
-    {"unix-in-flight", "unix socket", "descriptors are on their way", in_flight},
-    {"unix-in-flight-nested", "unix socket", "descriptors are on their way", in_flight_nested},
+    {"unix-waiting", "unix socket", nullptr, waiting},
+    {"unix-waiting-abstract", "unix socket", nullptr, waiting_abstract},
+    {"unix-waiting-with-data", "unix socket", "data waits in a unix connection", waiting_with_data},
+    {"unix-waiting-gone", "unix socket", "whose client has gone", waiting_gone},
+    {"unix-datagram-names", "unix socket", nullptr, datagrams_from_names},
+    {"unix-datagram-one-way", "unix socket", nullptr, datagram_one_way},
+    {"unix-datagram-both-ways", "unix socket", nullptr, datagram_both_ways},
+    {"unix-datagram-peer-gone", "unix socket", nullptr, datagram_peer_gone},
+    {"unix-relative-name", "unix socket", nullptr, relative_name},
+    {"unix-full-queue", "unix socket", nullptr, full_queue},
+    {"unix-in-flight", "descriptors on their way", nullptr, in_flight},
+    {"unix-in-flight-mixed", "descriptors on their way", nullptr, in_flight_mixed},
+    {"unix-in-flight-datagram", "descriptors on their way", nullptr, in_flight_datagram},
+    {"unix-in-flight-open", "descriptors on their way", nullptr, in_flight_open},
+    {"unix-in-flight-last-words", "descriptors on their way", nullptr, in_flight_last_words},
+    {"unix-in-flight-nested", "descriptors on their way", nullptr, in_flight_nested},
+    {"unix-in-flight-memory", "descriptors on their way", nullptr, in_flight_memory},
+    {"unix-in-flight-epoll", "descriptors on their way", nullptr, in_flight_epoll},
     {"unix-options", "unix socket", nullptr, pass_credentials},
     {"unix-unconnected", "unix socket", nullptr, unconnected},
 };

@@ -47,6 +47,12 @@ struct BuiltVolume {
 
 struct BuiltTerminal { int master = -1, slave = -1; };   // the template's descriptors
 
+// Of unix sockets, until all open files are there: the template's descriptors.
+struct UnixEnds {
+  std::map<std::uint32_t, std::pair<int, int>> pairs;   // by pair: its first, its second end
+  std::map<int, int> gone;                 // by open file: the other end, which nobody has
+};
+
 struct LiveConnection {
   Fd ours;                                 // a copy of the descriptor
   const pb::Socket* socket = nullptr;
@@ -95,7 +101,11 @@ Result<void> settle_terminals(Construction& c);
 Result<void> check_terminals_follow(const pb::LinuxState& old, const pb::LinuxState& now);
 Result<void> follow_terminals(Construction& c, const pb::LinuxState& old);
 Result<void> open_files(Construction& c);
-Result<int> open_socket(Construction& c, const pb::OpenFile& file, std::map<std::uint32_t, std::pair<int, int>>& pairs);
+Result<int> open_socket(Construction& c, const pb::OpenFile& file);   // not of AF_UNIX
+// open_unix_sockets.cc: LinuxState.open_files[index]; then, when all of `which` are there.
+Result<int> open_unix_socket(Construction& c, int index, UnixEnds& ends);
+Result<void> settle_unix_sockets(Construction& c, const std::vector<int>& which, UnixEnds& ends);
+bool unix_socket_comes_late(const Construction& c, const pb::OpenFile& file);
 Result<void> open_some(Construction& c, const std::vector<int>& which);      // fills open_numbers
 Result<Fd> fetch(pid_t pid, int number);   // our copy of a descriptor of that process
 // connections.cc: into `fd`, a fresh socket of the template; then once all are there; then at activation.
@@ -113,6 +123,7 @@ bool comes_at_activation(const Construction& c, const pb::OpenFile& file);
 // The template's descriptor `made` becomes `to` in another process.
 Result<void> bring_descriptor(Construction& c, Puppet& puppet, int made, int to, bool close_on_exec);
 Result<void> set_timerfd(Construction& c, const pb::OpenFile& file, int number);
+Result<void> close_kept(Construction& c, int number);            // one of keep_number's
 Result<int> keep_number(Construction& c, int low, const std::string& subject);   // moves it up, out of the way
 
 // volumes.cc: their servers; mounted where only the program will see them; at activation, before

@@ -47,7 +47,7 @@ class Opener {
     c_.open_numbers.resize(static_cast<std::size_t>(c_.state.open_files_size()), -1);
     for (int index : which) {
       const auto& file = c_.state.open_files(index);
-      auto low = open(file);
+      auto low = open(index, file);
       if (!low) return std::move(low).error();
       BATON_ASSIGN(int number, keep_number(c_, *low, file.path()));
       if (file.kind() != pb::OPEN_FILE_PATH || (file.flags() & O_PATH) == 0) BATON_TRY(set_flags(file, number));
@@ -57,19 +57,11 @@ class Opener {
       for (const auto& lock : file.record_locks()) BATON_TRY(set_lock(maker_, number, lock, F_OFD_SETLK, file.path()));
       c_.open_numbers[static_cast<std::size_t>(index)] = number;
     }
-    for (int i : which) {  // once every queue is full again
-      const auto& socket = c_.state.open_files(i).socket();
-      if (socket.kind() != pb::SOCKET_UNIX_PAIR || socket.shutdown() == 0) continue;
-      BATON_TRY(maker_.call(SYS_shutdown, {u(c_.open_numbers[static_cast<std::size_t>(i)]), socket.shutdown() == 3 ? 2ull : socket.shutdown() - 1ull}));
-    }
     // Ends that nobody has: closed, as they were.
     for (auto [reader, writer] : pipes_) {
-      for (int end : {reader, writer}) BATON_TRY(close_kept(end));
+      for (int end : {reader, writer}) BATON_TRY(close_kept(c_, end));
     }
-    for (auto& [index, pair] : unix_pairs_) {
-      for (int end : {pair.first, pair.second}) BATON_TRY(close_kept(end));
-    }
-    return {};
+    return settle_unix_sockets(c_, which, unix_ends_);
   }
 
   static Result<void> set_lock(Puppet& puppet, int number, const pb::RecordLock& lock, int command, const std::string& subject) {
@@ -91,13 +83,6 @@ class Opener {
     return static_cast<int>(value);
   }
 
-  Result<void> close_kept(int number) {
-    if (number < 0) return {};
-    BATON_TRY(maker_.call(SYS_close, {u(number)}));
-    forget_number(c_, number);
-    return {};
-  }
-
   Result<int> open_path(const std::string& path, std::uint64_t flags) {
     BATON_ASSIGN(std::uint64_t at, maker_.put(path));
     return checked("open", path, SYS_openat, {kAtCwd, at, flags | O_NOCTTY | O_CLOEXEC, 0});
@@ -113,7 +98,7 @@ class Opener {
     return {};
   }
 
-  Result<int> open(const pb::OpenFile& file) {
+  Result<int> open(int index, const pb::OpenFile& file) {
     switch (file.kind()) {
       case pb::OPEN_FILE_PATH: return S_ISFIFO(file.mode()) && (file.flags() & O_PATH) == 0 ? open_pipe(file) : open_named(file);
       case pb::OPEN_FILE_DELETED:
@@ -127,7 +112,7 @@ class Opener {
         BATON_ASSIGN(std::uint64_t at, maker_.put(std::as_bytes(std::span(&mask, 1))));
         return checked("signalfd4", "signalfd", SYS_signalfd4, {~0ull, at, 8, 0});
       }
-      case pb::OPEN_FILE_SOCKET: return open_socket(c_, file, unix_pairs_);
+      case pb::OPEN_FILE_SOCKET: return file.socket().domain() == AF_UNIX ? open_unix_socket(c_, index, unix_ends_) : open_socket(c_, file);
       case pb::OPEN_FILE_KEEPER_OUT: return checked("dup", "stdout", SYS_dup, {u(c_.keeper_out)});
       case pb::OPEN_FILE_KEEPER_ERR: return checked("dup", "stderr", SYS_dup, {u(c_.keeper_err)});
       case pb::OPEN_FILE_NULL: return open_path("/dev/null", file.flags() & O_ACCMODE);
@@ -286,7 +271,7 @@ class Opener {
   Construction& c_;
   Puppet& maker_;
   std::vector<std::pair<int, int>> pipes_;
-  std::map<std::uint32_t, std::pair<int, int>> unix_pairs_;
+  UnixEnds unix_ends_;
   bool drain_ = false;
 };
 
@@ -315,9 +300,10 @@ static bool lies_in_volume(const Construction& c, const pb::OpenFile& file) {
   return false;
 }
 
-bool comes_at_activation(const Construction& c, const pb::OpenFile& file) {
+static bool comes_late_itself(const Construction& c, const pb::OpenFile& file) {
   if (file.kind() == pb::OPEN_FILE_PIDFD || is_of_process(file)) return true;   // once the process is there
   if (lies_in_volume(c, file)) return true;   // once that is mounted
+  if (unix_socket_comes_late(c, file)) return true;
   if (!c.shadow) return false;
   if (file.kind() == pb::OPEN_FILE_INOTIFY) return true;
   if (file.kind() != pb::OPEN_FILE_SOCKET) return false;
@@ -329,6 +315,18 @@ bool comes_at_activation(const Construction& c, const pb::OpenFile& file) {
     case pb::SOCKET_PLAIN: return file.socket().type() != SOCK_STREAM && !file.socket().local().empty();
     default: return true;
   }
+}
+
+bool comes_at_activation(const Construction& c, const pb::OpenFile& file) {
+  // A connection by name comes after what it leads to.
+  const pb::OpenFile* at = &file;
+  for (int steps = 0; steps < c.state.open_files_size(); ++steps) {
+    if (comes_late_itself(c, *at)) return true;
+    const std::uint32_t to = at->socket().waiting() != 0 ? at->socket().waiting() : at->socket().target();
+    if (to == 0 || to > static_cast<std::uint32_t>(c.state.open_files_size())) return false;
+    at = &c.state.open_files(static_cast<int>(to - 1));
+  }
+  return false;
 }
 
 // Armed, or not, as the state says. What has come due meanwhile is counted here: setting a timer
@@ -365,6 +363,13 @@ Result<void> set_timerfd(Construction& c, const pb::OpenFile& file, int number) 
 }
 
 void forget_number(Construction& c, int number) { c.free_numbers.push_back(number); }
+
+Result<void> close_kept(Construction& c, int number) {
+  if (number < 0) return {};
+  BATON_TRY(c.maker().call(SYS_close, {Opener::u(number)}));
+  forget_number(c, number);
+  return {};
+}
 
 Result<int> keep_number(Construction& c, int low, const std::string& subject) {
   int number = c.next_number;

@@ -3,7 +3,7 @@ baton_room(linux_restore SOURCES
   restore/activation.cc restore/address_space.cc restore/attributes.cc restore/build.cc
   restore/connections.cc restore/credentials.cc restore/follow.cc restore/follow_files.cc restore/ipc.cc restore/keeper_client.cc
   restore/launch.cc restore/open_files.cc
-  restore/open_sockets.cc restore/puppet.cc restore/puppet_code.S restore/tcp.cc restore/terminals.cc restore/timers.cc restore/tree.cc restore/udp.cc restore/volumes.cc
+  restore/open_sockets.cc restore/open_unix_sockets.cc restore/puppet.cc restore/puppet_code.S restore/socket_calls.cc restore/tcp.cc restore/terminals.cc restore/timers.cc restore/tree.cc restore/udp.cc restore/volumes.cc
   DEPS base proto linux_state volume)
 
 # Static, so that it needs nothing of the machine's libraries, and never sanitised:

@@ -1,6 +1,5 @@
 #include "agent/backend/linux/restore/tcp.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/ip.h>
@@ -13,6 +12,8 @@
 #include <cstring>
 #include <span>
 #include <vector>
+
+#include "agent/backend/linux/restore/socket_calls.h"
 
 namespace baton::restore {
 namespace {
@@ -252,20 +253,6 @@ Result<void> Connection::add_urgent(int raw) {
 }
 
 }  // namespace
-
-std::string describe_address(const std::string& raw) {
-  sockaddr_storage any{};
-  std::memcpy(&any, raw.data(), std::min(raw.size(), sizeof any));
-  char text[INET6_ADDRSTRLEN] = {};
-  if (any.ss_family == AF_INET) {
-    const auto& in = reinterpret_cast<const sockaddr_in&>(any);
-    ::inet_ntop(AF_INET, &in.sin_addr, text, sizeof text);
-    return std::string(text) + ":" + std::to_string(ntohs(in.sin_port));
-  }
-  const auto& in = reinterpret_cast<const sockaddr_in6&>(any);
-  ::inet_ntop(AF_INET6, &in.sin6_addr, text, sizeof text);
-  return "[" + std::string(text) + "]:" + std::to_string(ntohs(in.sin6_port));
-}
 
 bool needs_settling(const pb::Socket& socket) {
   return socket.kind() == pb::SOCKET_TCP && (socket.tcp().urgent() || socket.tcp().fin_received() || socket.tcp().fin_sent() || socket.tcp().receive_shut());

@@ -27,7 +27,4 @@ Result<void> connect_again(int fd, const pb::Socket& socket);
 // Needs settle_connection to reach its state.
 bool needs_settling(const pb::Socket& socket);
 
-// "10.77.0.50:80"
-std::string describe_address(const std::string& raw);
-
 }  // namespace baton::restore

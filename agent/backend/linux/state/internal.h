@@ -97,16 +97,39 @@ Result<void> read_watches(pid_t pid, const FdInfo& info, const std::vector<std::
 // Content of the pipe whose read end `reader` is (ours, the same description), left in place.
 Result<void> read_pipe(int reader, bool packets, pb::Pipe& out);
 
+// unix_queues.cc ---------------------------------------------------------------
+struct WaitingPacket {
+  std::string data;
+  std::vector<Fd> files;                         // ours: copies of what is on its way
+  std::string sender;                            // sockaddr_un of a datagram's sender; empty: no name
+};
+struct WaitingQueue { std::vector<WaitingPacket> packets; };
+// All that waits to be received, left in place. kUnsupported: too much.
+Result<void> read_unix_queue(int fd, int type, WaitingQueue& out);
+
 // sockets.cc, unix_sockets.cc ------------------------------------------------------
+// What sock_diag(7) tells of one unix socket.
+struct UnixFacts {
+  int type = 0;
+  std::uint64_t peer = 0;                        // inode; 0: it has none, or one that nobody holds
+  bool had_peer = false;                         // connected, even if the peer is gone or waits to be accepted
+  std::uint32_t shut = 0;                        // 1: receive, 2: send
+  std::uint32_t receive_queue = 0;               // bytes; of a listener: connections
+  std::vector<std::uint32_t> waiting;            // of a listener: the clients' inodes, in order; 0: gone already
+};
 struct SocketReader {
   const pb::WorkloadSpec* spec = nullptr;
   pb::LinuxState* out = nullptr;
   std::set<std::uint64_t> inside;                // inodes of all sockets that the workload holds
   std::map<std::pair<std::uint64_t, std::uint64_t>, std::uint32_t> pairs;   // inodes, lower first -> index
-  std::map<std::uint64_t, std::uint64_t> peers;  // unix socket inode -> peer's (0: none)
-  std::map<std::uint64_t, std::uint32_t> shut;   // unix sockets: 1: receive, 2: send, by inode
-  std::map<std::uint64_t, std::uint32_t> receive_queues;  // packets or connections waiting, by inode
-  bool peers_known = false;
+  std::map<std::uint64_t, UnixFacts> unix_facts; // by inode
+  struct Waits { std::uint64_t listener = 0; std::int64_t order = 0; };
+  std::map<std::uint64_t, Waits> waits;          // clients that have not been accepted, by inode
+  bool unix_known = false;
+  // By inode, read before any socket is described; and those of them that have a place in `out`.
+  std::map<std::uint64_t, WaitingQueue> queues;
+  std::map<std::uint64_t, std::string> refused_queues;
+  std::vector<std::pair<int, std::uint64_t>> placed_queues;   // index in unix_queues, inode
   pid_t any_pid = 0;                             // whose network namespace counts
   bool stopped = false;                          // queues may be read
   bool groups_known = false;
@@ -122,8 +145,19 @@ struct SocketReader {
 
   // Fills file.socket from our copy `fd`. A refusal goes into `detail`.
   Result<void> read(int fd, std::uint64_t inode, pb::OpenFile& file, std::string& refused, std::string& differs);
-  Result<void> read_unix(int fd, std::uint64_t inode, pb::Socket& socket, std::string& refused);
-  Result<void> load_unix_peers();
+  Result<void> read_unix(int fd, std::uint64_t inode, pb::Socket& socket, std::string& refused, std::string& differs);
+  Result<void> load_unix();
+  // Those that have a queue, before any is read.
+  Result<void> load_unix_queue(int fd, std::uint64_t inode);
+  // Another program holds its other end.
+  bool leads_outside(std::uint64_t inode) const;
+
+ private:
+  void read_unix_listener(const UnixFacts& facts, pb::Socket& socket, std::string& refused, std::string& differs);
+  void read_unix_outside(int fd, pb::Socket& socket, std::string& refused, std::string& differs);
+  void read_unix_inside(int fd, const UnixFacts& facts, std::uint64_t inode, pb::Socket& socket, std::string& refused);
+  static void read_buffer_sizes(int fd, pb::Socket& socket);
+  void place_queue(std::uint64_t inode, pb::Socket& socket, std::string& refused);
 };
 void read_socket_options(int fd, pb::Socket& socket);
 

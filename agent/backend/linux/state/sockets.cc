@@ -142,7 +142,7 @@ Result<void> SocketReader::read(int fd, std::uint64_t inode, pb::OpenFile& file,
   socket.set_protocol(integer_option(fd, SOL_SOCKET, SO_PROTOCOL));
   socket.set_inode(inode);
   if (socket.domain() == AF_UNIX) {
-    BATON_TRY(read_unix(fd, inode, socket, refused));
+    BATON_TRY(read_unix(fd, inode, socket, refused, differs));
     read_socket_options(fd, socket);
     return {};
   }

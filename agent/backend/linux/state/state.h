@@ -64,6 +64,7 @@ struct DescriptorObject {
   std::uint32_t open_file = 0; // index in LinuxState.open_files
   pid_t pid = 0;               // who holds it, and at which number: pidfd_getfd from there
   int fd = -1;
+  std::shared_ptr<Fd> held;    // ours, of one that is on its way through a socket and in no process
   bool memfd = false;          // else a deleted file: MEMORY_OBJECT_FILE_CONTENT
   std::string name;
 };

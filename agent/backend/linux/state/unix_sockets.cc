@@ -1,8 +1,12 @@
-// Unix sockets: who is connected to whom (sock_diag(7)), and what waits in their queues,
-// read with MSG_PEEK and SO_PEEK_OFF, which take nothing out.
+// Unix sockets: who is connected to whom, and who waits to be accepted by whom (sock_diag(7)).
+// What waits in their queues is read in unix_queues.cc.
+//
+// A connection that has not been accepted has one descriptor only, its client's; what has been
+// sent on it already nobody can read without accepting it, so that is refused.
 #include <fcntl.h>
 #include <linux/netlink.h>
 #include <linux/sock_diag.h>
+#include <linux/sockios.h>
 #include <linux/unix_diag.h>
 #include <sched.h>
 #include <sys/ioctl.h>
@@ -10,6 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <vector>
@@ -18,8 +23,6 @@
 
 namespace baton::linux_backend::state {
 namespace {
-
-constexpr std::size_t kMaxQueueBytes = 16u << 20;
 
 // A netlink socket in the network namespace of `pid`; the calling thread comes back to its own.
 Result<Fd> diag_socket(pid_t pid) {
@@ -35,9 +38,9 @@ Result<Fd> diag_socket(pid_t pid) {
 
 }  // namespace
 
-Result<void> SocketReader::load_unix_peers() {
-  if (peers_known) return {};
-  peers_known = true;
+Result<void> SocketReader::load_unix() {
+  if (unix_known) return {};
+  unix_known = true;
   BATON_ASSIGN(Fd netlink, diag_socket(any_pid));
   struct {
     nlmsghdr header;
@@ -48,7 +51,7 @@ Result<void> SocketReader::load_unix_peers() {
   message.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
   message.request.sdiag_family = AF_UNIX;
   message.request.udiag_states = ~0u;
-  message.request.udiag_show = UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN;
+  message.request.udiag_show = UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN | UDIAG_SHOW_ICONS;
   if (::send(netlink.get(), &message, sizeof message, 0) < 0) return errno_error("send", "sock_diag");
   std::vector<char> buffer(64 << 10);
   for (;;) {
@@ -60,20 +63,27 @@ Result<void> SocketReader::load_unix_peers() {
       if (h->nlmsg_type == NLMSG_DONE) return {};
       if (h->nlmsg_type == NLMSG_ERROR) return make_error(Code::kFailed, "sock_diag", "unix sockets: this kernel does not answer (CONFIG_UNIX_DIAG)");
       auto* m = static_cast<unix_diag_msg*>(NLMSG_DATA(h));
-      auto& peer = peers[m->udiag_ino];
+      UnixFacts& facts = unix_facts[m->udiag_ino];
+      facts.type = m->udiag_type;
       int bytes = static_cast<int>(h->nlmsg_len - NLMSG_LENGTH(sizeof *m));
       for (auto* a = reinterpret_cast<nlattr*>(m + 1); bytes >= static_cast<int>(sizeof *a) && a->nla_len >= sizeof *a;) {
         const char* data = reinterpret_cast<const char*>(a) + NLA_HDRLEN;
-        if (a->nla_type == UNIX_DIAG_PEER && a->nla_len >= NLA_HDRLEN + 4) {
-          std::uint32_t inode = 0;
-          std::memcpy(&inode, data, 4);
-          peer = inode;
-        } else if (a->nla_type == UNIX_DIAG_RQLEN && a->nla_len >= NLA_HDRLEN + 4) {
-          std::uint32_t length = 0;
-          std::memcpy(&length, data, 4);
-          receive_queues[m->udiag_ino] = length;
-        } else if (a->nla_type == UNIX_DIAG_SHUTDOWN && a->nla_len >= NLA_HDRLEN + 1) {
-          shut[m->udiag_ino] = static_cast<unsigned char>(*data);
+        const std::size_t length = a->nla_len > NLA_HDRLEN ? a->nla_len - NLA_HDRLEN : 0u;
+        std::uint32_t value = 0;
+        if (length >= sizeof value) std::memcpy(&value, data, sizeof value);
+        if (a->nla_type == UNIX_DIAG_PEER && length >= sizeof value) {
+          facts.peer = value;
+          facts.had_peer = true;
+        } else if (a->nla_type == UNIX_DIAG_RQLEN && length >= sizeof value) {
+          facts.receive_queue = value;
+        } else if (a->nla_type == UNIX_DIAG_SHUTDOWN && length >= 1) {
+          facts.shut = static_cast<unsigned char>(*data);
+        } else if (a->nla_type == UNIX_DIAG_ICONS) {
+          facts.waiting.resize(length / sizeof value);
+          std::memcpy(facts.waiting.data(), data, facts.waiting.size() * sizeof value);
+          for (std::size_t i = 0; i < facts.waiting.size(); ++i) {
+            if (facts.waiting[i] != 0) waits[facts.waiting[i]] = {m->udiag_ino, static_cast<std::int64_t>(i)};
+          }
         }
         int step = NLA_ALIGN(a->nla_len);
         bytes -= step;
@@ -83,64 +93,125 @@ Result<void> SocketReader::load_unix_peers() {
   }
 }
 
-namespace {
-
-// Everything that waits to be received. Fails with kUnsupported when descriptors are on the way.
-Result<void> read_queue(int fd, bool stream, pb::UnixQueue& out) {
-  int usual = -1;
-  socklen_t size = sizeof usual;
-  if (::getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &usual, &size) != 0) usual = -1;
-  int begin = 0;
-  if (::setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &begin, sizeof begin) != 0) return errno_error("SO_PEEK_OFF", "unix socket");
-  Result<void> result;
-  std::vector<char> buffer(256 << 10);
-  std::size_t total = 0;
-  for (;;) {
-    char control[CMSG_SPACE(sizeof(int) * 253) + CMSG_SPACE(sizeof(ucred))];
-    iovec iov{buffer.data(), buffer.size()};
-    msghdr message{};
-    message.msg_iov = &iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    ssize_t n = ::recvmsg(fd, &message, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) {
-      if (errno != EAGAIN && errno != ENOTCONN && errno != EINVAL && errno != ECONNRESET) result = errno_error("peek", "unix socket");
-      break;
-    }
-    bool descriptors = false;
-    for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
-      if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-      descriptors = true;
-      std::size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-      for (std::size_t i = 0; i < count; ++i) {
-        int received = -1;
-        std::memcpy(&received, CMSG_DATA(c) + i * sizeof(int), sizeof received);
-        ::close(received);
-      }
-    }
-    if (descriptors) {
-      result = make_error(Code::kUnsupported, "capture", "descriptors are on their way through a unix socket");
-      break;
-    }
-    if (n == 0 && stream) break;
-    total += static_cast<std::size_t>(n);
-    if (total > kMaxQueueBytes || (message.msg_flags & MSG_TRUNC) != 0) {
-      result = make_error(Code::kUnsupported, "capture", "too much waits in a unix socket");
-      break;
-    }
-    out.add_packets(buffer.data(), static_cast<std::size_t>(n));
-    if (n == 0) break;   // an empty packet: the peek offset cannot pass it
-  }
-  ::setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &usual, sizeof usual);
-  return result;
+bool SocketReader::leads_outside(std::uint64_t inode) const {
+  auto facts = unix_facts.find(inode);
+  if (facts == unix_facts.end()) return false;
+  const UnixFacts& own = facts->second;
+  if (own.peer != 0) return inside.count(own.peer) == 0;
+  if (auto waiting = waits.find(inode); waiting != waits.end()) return inside.count(waiting->second.listener) == 0;
+  // Connected, and not shut by a peer's end: it waits at a listener of another network namespace.
+  return own.had_peer && own.type != SOCK_DGRAM && own.shut != 3;
 }
 
-}  // namespace
+Result<void> SocketReader::load_unix_queue(int fd, std::uint64_t inode) {
+  BATON_TRY(load_unix());
+  auto facts = unix_facts.find(inode);
+  if (facts == unix_facts.end() || queues.contains(inode)) return {};
+  if (leads_outside(inode) && spec->external_unix() != pb::EXTERNAL_UNIX_CLOSE) return {};   // not taken along
+  const int type = facts->second.type;
+  if (type == SOCK_STREAM && facts->second.receive_queue == 0) return {};   // of packets it tells the first one's length
+  int listening = 0;
+  socklen_t bytes = sizeof listening;
+  if (::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &bytes) == 0 && listening != 0) return {};
+  auto got = read_unix_queue(fd, type, queues[inode]);
+  if (!got && got.error().code != Code::kUnsupported) return got;
+  if (!got) refused_queues[inode] = got.error().subject;
+  return {};
+}
 
-Result<void> SocketReader::read_unix(int fd, std::uint64_t inode, pb::Socket& socket, std::string& refused) {
-  BATON_TRY(load_unix_peers());
+void SocketReader::place_queue(std::uint64_t inode, pb::Socket& socket, std::string& refused) {
+  if (auto no = refused_queues.find(inode); no != refused_queues.end()) refused = no->second;
+  auto queue = queues.find(inode);
+  if (queue == queues.end() || queue->second.packets.empty() || !refused.empty()) return;
+  auto& placed = *out->add_unix_queues();
+  placed_queues.emplace_back(out->unix_queues_size() - 1, inode);
+  socket.set_queue(static_cast<std::uint32_t>(out->unix_queues_size()));
+  const auto& packets = queue->second.packets;
+  const bool full = std::any_of(packets.begin(), packets.end(), [](const auto& one) { return !one.files.empty() || !one.sender.empty(); });
+  for (const auto& packet : packets) {
+    if (!full) {
+      placed.add_packets(packet.data);
+      continue;
+    }
+    auto& more = *placed.add_full_packets();
+    more.set_data(packet.data);
+    more.set_sender(packet.sender);
+  }
+}
+
+void SocketReader::read_unix_listener(const UnixFacts& facts, pb::Socket& socket, std::string& refused, std::string& differs) {
+  socket.set_kind(pb::SOCKET_LISTENING);
+  socket.set_backlog(4096);   // the kernel does not tell it; the usual maximum serves
+  if (facts.receive_queue != 0 && facts.waiting.empty()) {
+    refused = "connections wait to be accepted on a unix socket, and this kernel does not tell whose they are";
+  }
+  for (const std::uint32_t client : facts.waiting) {
+    if (client == 0) {
+      refused = "a connection waits to be accepted on a unix socket whose client has gone already; what it sent cannot be read";
+    } else if (inside.count(client) == 0) {
+      if (spec->external_unix() == pb::EXTERNAL_UNIX_RECONNECT || spec->external_unix() == pb::EXTERNAL_UNIX_CLOSE) {
+        differs = "connections from outside that wait to be accepted are closed after a move";
+      } else {
+        refused = "a connection from outside the workload waits to be accepted on a unix socket; with --external-unix close it is closed after a move";
+      }
+    }
+  }
+}
+
+// Connected to a program outside: the policy says what becomes of it.
+void SocketReader::read_unix_outside(int fd, pb::Socket& socket, std::string& refused, std::string& differs) {
+  sockaddr_un peer{};
+  socklen_t length = sizeof peer;
+  const bool named = ::getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &length) == 0 && length > sizeof peer.sun_family;
+  const std::string name = !named ? "a program" : peer.sun_path[0] == 0 ? "@" + std::string(peer.sun_path + 1, length - sizeof peer.sun_family - 1)
+                                                                         : std::string(peer.sun_path);
+  if (spec->external_unix() == pb::EXTERNAL_UNIX_RECONNECT && named) {
+    socket.set_kind(pb::SOCKET_UNIX_OUTSIDE);
+    socket.set_peer(reinterpret_cast<const char*>(&peer), length);
+    differs = "it is connected to " + name + " outside the workload, and to that name again after a move (--external-unix reconnect)";
+  } else if (spec->external_unix() == pb::EXTERNAL_UNIX_RECONNECT || spec->external_unix() == pb::EXTERNAL_UNIX_CLOSE) {
+    socket.set_kind(pb::SOCKET_UNIX_LONELY);
+    differs = "it is connected to " + name + " outside the workload; after a move the program finds the connection closed";
+  } else {
+    refused = "it is connected to " + name + " outside the workload; with --external-unix reconnect it is connected again after a move, "
+              "with close the program finds it closed";
+  }
+}
+
+void SocketReader::read_unix_inside(int fd, const UnixFacts& facts, std::uint64_t inode, pb::Socket& socket, std::string& refused) {
+  if (facts.shut != 0) socket.set_shutdown(facts.shut & 3);
+  if (auto waiting = waits.find(inode); waiting != waits.end()) {
+    int sent = 0;
+    if (::ioctl(fd, SIOCOUTQ, &sent) == 0 && sent != 0) {
+      refused = "data waits in a unix connection that has not been accepted yet, which nobody can read";
+      return;
+    }
+    socket.set_kind(pb::SOCKET_UNIX_PAIR);
+    socket.set_waiting_order(waiting->second.order);
+    return;
+  }
+  if (facts.peer == 0) {
+    socket.set_kind(facts.had_peer ? pb::SOCKET_UNIX_LONELY : pb::SOCKET_PLAIN);
+    return;
+  }
+  auto back = unix_facts.find(facts.peer);
+  if (socket.type() == SOCK_DGRAM && (back == unix_facts.end() || back->second.peer != inode)) {
+    socket.set_kind(pb::SOCKET_UNIX_ONE_WAY);
+    return;
+  }
+  socket.set_kind(pb::SOCKET_UNIX_PAIR);
+  auto key = std::minmax(inode, facts.peer);
+  auto [entry, added] = pairs.try_emplace({key.first, key.second}, 0);
+  if (added) {
+    out->add_unix_pairs()->set_type(socket.type());
+    entry->second = static_cast<std::uint32_t>(out->unix_pairs_size());
+  }
+  socket.set_pair(entry->second);
+  socket.set_first_of_pair(inode == key.first);
+}
+
+Result<void> SocketReader::read_unix(int fd, std::uint64_t inode, pb::Socket& socket, std::string& refused, std::string& differs) {
+  BATON_TRY(load_unix());
   int listening = 0;
   socklen_t bytes = sizeof listening;
   ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &bytes);
@@ -150,71 +221,53 @@ Result<void> SocketReader::read_unix(int fd, std::uint64_t inode, pb::Socket& so
     socket.set_local(reinterpret_cast<const char*>(&local), length);
     socket.set_unix_path_bound(local.sun_path[0] != 0);
   }
-  auto known = peers.find(inode);
-  if (known == peers.end()) {
+  auto known = unix_facts.find(inode);
+  if (known == unix_facts.end()) {
     refused = "unix socket of another network namespace";
     return {};
   }
-  const std::uint64_t peer = known->second;
-  bool stream = socket.type() == SOCK_STREAM || socket.type() == SOCK_SEQPACKET;
+  const UnixFacts& facts = known->second;
   if (listening != 0) {
-    socket.set_kind(pb::SOCKET_LISTENING);
-    auto waiting = receive_queues.find(inode);
-    if (waiting != receive_queues.end() && waiting->second != 0) refused = "connections wait to be accepted on a unix socket";
-    // The kernel does not tell the backlog; the usual maximum serves.
-    socket.set_backlog(4096);
+    read_unix_listener(facts, socket, refused, differs);
     return {};
   }
-  if (peer != 0 && inside.count(peer) == 0) {
-    refused = "it is connected to a unix socket outside the workload";
-    return {};
-  }
-  if (peer != 0) {
-    auto back = peers.find(peer);
-    if (!stream && (back == peers.end() || back->second != inode)) {
-      refused = "it is a unix datagram socket connected one way";
-      return {};
-    }
-    socket.set_kind(pb::SOCKET_UNIX_PAIR);
-    auto key = std::minmax(inode, peer);
-    auto [entry, added] = pairs.try_emplace({key.first, key.second}, 0);
-    if (added) {
-      out->add_unix_pairs()->set_type(socket.type());
-      entry->second = static_cast<std::uint32_t>(out->unix_pairs_size());
-    }
-    socket.set_pair(entry->second);
-    if (auto ways = shut.find(inode); ways != shut.end()) socket.set_shutdown(ways->second & 3);
-    socket.set_first_of_pair(inode == key.first);
+  if (leads_outside(inode)) {
+    read_unix_outside(fd, socket, refused, differs);
+    if (socket.kind() == pb::SOCKET_UNIX_LONELY) place_queue(inode, socket, refused);
   } else {
-    int waiting = 0;
-    bool lonely = stream && ::ioctl(fd, FIONREAD, &waiting) == 0;
-    sockaddr_un gone{};
-    socklen_t gone_length = sizeof gone;
-    // A stream socket that was connected still knows it: reading tells the end, not ENOTCONN.
-    char byte;
-    ssize_t n = ::recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-    lonely = lonely && (n >= 0 || errno == ECONNRESET);
-    (void)::getpeername(fd, reinterpret_cast<sockaddr*>(&gone), &gone_length);
-    socket.set_kind(lonely ? pb::SOCKET_UNIX_LONELY : pb::SOCKET_PLAIN);
-  }
-  if (socket.kind() != pb::SOCKET_PLAIN || !stream) {
-    pb::UnixQueue queue;
-    auto got = read_queue(fd, socket.type() == SOCK_STREAM, queue);
-    if (!got) {
-      if (got.error().code != Code::kUnsupported) return got;
-      refused = got.error().subject;
-      return {};
-    }
-    if (queue.packets_size() != 0) {
-      if (socket.kind() == pb::SOCKET_PLAIN) {
-        refused = "datagrams from outside wait in a unix socket";
-        return {};
-      }
-      *out->add_unix_queues() = std::move(queue);
-      socket.set_queue(static_cast<std::uint32_t>(out->unix_queues_size()));
+    read_unix_inside(fd, facts, inode, socket, refused);
+    place_queue(inode, socket, refused);
+    if (socket.queue() != 0 && (socket.kind() == pb::SOCKET_PLAIN || socket.kind() == pb::SOCKET_UNIX_ONE_WAY) && socket.local().empty()) {
+      refused = "datagrams wait in a unix socket without a name";
     }
   }
+  read_buffer_sizes(fd, socket);
   return {};
+}
+
+// Those that were set.
+void SocketReader::read_buffer_sizes(int fd, pb::Socket& socket) {
+  auto size = [](int of, int name) {
+    int value = 0;
+    socklen_t bytes = sizeof value;
+    return ::getsockopt(of, SOL_SOCKET, name, &value, &bytes) == 0 ? value : 0;
+  };
+  static thread_local std::map<int, std::pair<int, int>> usual;   // by type: send, receive
+  auto [entry, added] = usual.try_emplace(socket.type());
+  if (added) {
+    Fd fresh = Fd::adopt(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
+    entry->second = {size(fresh.get(), SO_SNDBUF), size(fresh.get(), SO_RCVBUF)};
+  }
+  auto keep = [&](int name, int value, int normal) {
+    if (value == 0 || value == normal) return;
+    value /= 2;   // the kernel doubles what is set
+    auto& saved = *socket.add_options();
+    saved.set_level(SOL_SOCKET);
+    saved.set_name(name);
+    saved.set_value(reinterpret_cast<const char*>(&value), sizeof value);
+  };
+  keep(SO_SNDBUFFORCE, size(fd, SO_SNDBUF), entry->second.first);
+  keep(SO_RCVBUFFORCE, size(fd, SO_RCVBUF), entry->second.second);
 }
 
 }  // namespace baton::linux_backend::state
