@@ -1,7 +1,7 @@
 // The linux backend's freeze over the writer, without agent and network:
 //
 //   bench_capture [--bytes N] [--pages P] [--pattern sequential|scattered] [--interval-us U]
-//                 [--maps M] [--threads T] [--spread 0|1] [--huge 0|1] [--watch 0|1]   (of the writer)
+//                 [--maps M] [--threads T] [--descriptors D] [--spread 0|1] [--huge 0|1] [--watch 0|1]   (of the writer)
 //                 [--captures C] [--approach-us A] [--tracker NAME] [--copier NAME]
 //                 [--program-cpu N] [--baton-cpu N]
 //
@@ -38,7 +38,7 @@ void print(const Options& options, const std::map<std::string, std::vector<doubl
 
 Result<void> run(const Options& options) {
   std::vector<std::string> words{BENCH_WRITER};
-  for (const char* key : {"bytes", "pages", "pattern", "interval-us", "maps", "threads", "spread", "huge", "watch"}) {
+  for (const char* key : {"bytes", "pages", "pattern", "interval-us", "maps", "threads", "descriptors", "spread", "huge", "watch"}) {
     words.push_back(std::string("--") + key);
     words.push_back(options.at(key));
   }
@@ -85,7 +85,7 @@ Result<void> run(const Options& options) {
 int main(int argc, char** argv) {
   Options options{
       {"bytes", "268435456"}, {"pages", "2000"},   {"pattern", "scattered"}, {"interval-us", "20000"},
-      {"maps", "1"},          {"threads", "0"},    {"spread", "0"},          {"huge", "0"},
+      {"maps", "1"},          {"threads", "0"},    {"descriptors", "0"}, {"spread", "0"},          {"huge", "0"},
       {"captures", "1000"},   {"approach-us", "12000"}, {"tracker", "auto"},  {"copier", "auto"},
       {"program-cpu", "0"},   {"baton-cpu", "1"},  {"watch", "0"}};
   if (!read_options(argc, argv, options)) return 2;

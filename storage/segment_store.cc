@@ -389,6 +389,32 @@ PageStoreStats SegmentPageStore::stats() const {
   return s;
 }
 
+Result<std::string> SegmentPageStore::problem_of_frame(const PagePlace& place) {
+  auto segment = find_segment(place.segment);
+  if (!segment) return std::string();   // moved meanwhile
+  std::string bytes;
+  auto read = segment->read_frame(place.frame, bytes);
+  if (!read && read.error().code != Code::kCorrupt) return read.error();
+  FrameHead head;
+  if (!read || check_frame(as_bytes_of(bytes), head)) return std::string();   // what cannot be read is told of each page
+  ++damaged_frames_;
+  return "segment " + std::to_string(place.segment) + ", frame at " + std::to_string(segment->frame(place.frame).at) +
+         ": the frame is damaged; the page is sound, and has been written again";
+}
+
+Result<void> SegmentPageStore::write_again(const DomainId& domain, std::span<const PagePut> pages, std::span<const PagePlace> places) {
+  const SealerPtr sealer = find_key(domain);
+  for (std::size_t at = 0; at < pages.size(); at += kFramePages) {
+    const auto group = pages.subspan(at, std::min(kFramePages, pages.size() - at));
+    std::string frame;
+    const FrameHead head = append_frame(frame, domain, group, options_.zstd_level, sealer.get());
+    std::vector<MovedPage> moved;
+    for (std::size_t i = 0; i < group.size(); ++i) moved.push_back({group[i].digest, places[at + i], static_cast<std::uint8_t>(i)});
+    BATON_TRY(move_pages(index_of(domain), frame, head, moved));
+  }
+  return {};
+}
+
 Result<std::vector<BadPage>> SegmentPageStore::verify(const DomainId& domain,
                                                       const PageHasher& hasher,
                                                       std::span<const Digest> pages) {
@@ -411,15 +437,33 @@ Result<std::vector<BadPage>> SegmentPageStore::verify(const DomainId& domain,
   std::vector<std::byte> buffer(kBatch * kPageBytes);
   for (std::size_t at = 0; at < order.size(); at += kBatch) {
     std::vector<PageGet> batch;
-    for (std::size_t i = at; i < std::min(order.size(), at + kBatch); ++i) {
-      batch.push_back({order[i].second, buffer.data() + (i - at) * kPageBytes});
-    }
-    if (get(domain, hasher, batch)) continue;
-    for (const PageGet& one : batch) {
-      if (auto got = get(domain, hasher, std::span(&one, 1)); !got) {
-        bad.push_back({domain, one.digest, got.error().message()});
+    const std::size_t end = std::min(order.size(), at + kBatch);
+    for (std::size_t i = at; i < end; ++i) batch.push_back({order[i].second, buffer.data() + (i - at) * kPageBytes});
+    // What describes the pages of a frame no reading of a page looks at.
+    std::map<std::size_t, std::string> worn;   // places in the batch
+    for (std::size_t i = at; i < end;) {
+      const PagePlace& first = order[i].first;
+      std::size_t next = i + 1;
+      while (next < end && order[next].first.segment == first.segment && order[next].first.frame == first.frame) ++next;
+      BATON_ASSIGN(const std::string problem, problem_of_frame(first));
+      for (; i < next; ++i) {
+        if (!problem.empty()) worn[i - at] = problem;
       }
     }
+    if (worn.empty() && get(domain, hasher, batch)) continue;
+    std::vector<PagePut> sound;
+    std::vector<PagePlace> places;
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      const PageGet& one = batch[i];
+      if (auto got = get(domain, hasher, std::span(&one, 1)); !got) {
+        bad.push_back({domain, one.digest, got.error().message()});
+      } else if (auto known = worn.find(i); known != worn.end()) {
+        bad.push_back({domain, one.digest, describe(one.digest, hasher) + ": " + known->second});
+        sound.push_back({one.digest, one.out});
+        places.push_back(order[at + i].first);
+      }
+    }
+    BATON_TRY(write_again(domain, sound, places));
   }
   return bad;
 }

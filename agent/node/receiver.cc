@@ -13,6 +13,8 @@
 namespace baton::node {
 namespace {
 
+constexpr std::chrono::milliseconds kCatchUp{50};   // of a commit for a shadow that is far behind
+
 class Channel final : public transport::ReceiverChannel {
  public:
   Channel(storage::Store& store, storage::WorkloadIdentity identity,
@@ -80,6 +82,7 @@ class Channel final : public transport::ReceiverChannel {
     if (fenced_ && fenced_(identity_.workload, record->incarnation, peer_)) {
       return refuse(make_error(Code::kConflict, "commit", identity_.workload + " has another owner than " + peer_ + " by now"));
     }
+    if (standby_) standby_->let_catch_up(seq, kCatchUp);
     std::vector<dedup::Digest> missing;
     auto done = store_.commit(*record, durability_, &missing);
     if (!done) return refuse(done.error(), std::move(missing));

@@ -18,6 +18,7 @@ constexpr int kRebuildShare = 10;                            // rebuilding takes
 constexpr auto kFirstBackoff = 100ms;
 constexpr auto kMaxBackoff = 5000ms;
 constexpr auto kBusyRetry = 20ms;
+constexpr std::uint64_t kMostBehind = 2;                     // checkpoints, beside the one that comes
 constexpr std::uint32_t kHopeless = 3;                       // failures after which nobody waits for it
 
 pb::Mode sane(pb::Mode mode) { return mode == pb::MODE_UNSPECIFIED ? pb::MODE_COLD : mode; }
@@ -109,6 +110,13 @@ void Standby::committed(std::uint64_t pages_total) {
     changed_.notify_all();
   }
   if (much) claim_changed_();
+}
+
+void Standby::let_catch_up(std::uint64_t seq, std::chrono::milliseconds most) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, most, [&] {
+    return stopping_ || hurry_ || building_ || view_.mode != pb::MODE_HOT || !view_.problem.empty() || view_.ready_seq + kMostBehind + 1 >= seq;
+  });
 }
 
 void Standby::wake() {
@@ -235,7 +243,9 @@ Result<void> Standby::build(bool beside) {
   std::unique_lock turn(*env_.one_build, std::try_to_lock);
   if (!turn) return make_error(Code::kCancelled, "build", "another shadow is being built on this node");
   const auto begin = std::chrono::steady_clock::now();
+  building_ = true;
   auto built = build_now(beside);
+  building_ = false;
   const auto now = std::chrono::steady_clock::now();
   rebuild_not_before_ = now + kRebuildShare * (now - begin);
   return built;

@@ -83,6 +83,10 @@ class Standby {
   // The receiver's side.
   void stage(std::span<const transport::PageRef> pages);
   void committed(std::uint64_t pages_total);
+  // Ahead of the commit of `seq`: waits, for `most`, while a shadow is far behind, so that what a
+  // takeover would have to apply first stays little. The primary's checkpoints become rarer then,
+  // and its lag tells.
+  void let_catch_up(std::uint64_t seq, std::chrono::milliseconds most);
 
   void wake();                                             // the warden has been restarted
   StandbyView view() const;
@@ -135,6 +139,7 @@ class Standby {
   PageStage stage_;
   std::atomic<bool> hurry_{false};        // an activation waits: leave off what can be left off
   std::atomic<bool> staging_{false};
+  std::atomic<bool> building_{false};     // its shadow follows nothing meanwhile
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

@@ -127,6 +127,19 @@ std::vector<PagePlace> PageIndex::sweep(const DigestSet* marked, std::uint32_t t
   return removed;
 }
 
+std::vector<std::pair<Digest, std::uint8_t>> PageIndex::in_frame(std::uint32_t segment, std::uint32_t frame) const {
+  std::vector<std::pair<Digest, std::uint8_t>> found;
+  auto look = [&](const auto& entry) {
+    if (entry.segment == segment && (entry.frame_slot >> 8) == frame) found.emplace_back(entry.key().digest(), entry.place().slot);
+  };
+  for (const Shard& shard : shards_) {
+    std::lock_guard lock(shard.mutex);
+    shard.narrow.for_each(look);
+    shard.wide.for_each(look);
+  }
+  return found;
+}
+
 std::size_t PageIndex::drop_frame(std::uint32_t segment, std::uint32_t frame) {
   std::size_t dropped = 0;
   auto there = [&](const auto& entry) {

@@ -99,6 +99,8 @@ class PageIndex {
   // Removes what `marked` (may be null: nothing is marked) lacks and was last touched
   // before `threshold`; one shard locked at a time. Returns the places given up.
   std::vector<PagePlace> sweep(const DigestSet* marked, std::uint32_t threshold);
+  // All pages of one frame, with their slots (slow: looks at every page).
+  std::vector<std::pair<Digest, std::uint8_t>> in_frame(std::uint32_t segment, std::uint32_t frame) const;
   // Removes all pages of one frame (slow: looks at every page). Returns how many.
   std::size_t drop_frame(std::uint32_t segment, std::uint32_t frame);
   std::uint64_t size() const;

@@ -71,6 +71,18 @@ class SegmentPageStore final : public PageStore {
   Result<void> rewrite(const std::shared_ptr<Segment>& segment, std::uint32_t first_frame,
                        std::uint64_t bytes_per_s);
   Result<void> rewrite_frame(Segment& segment, std::uint32_t frame);
+  Result<void> move_damaged(Segment& segment, std::uint32_t frame, std::string_view bytes);
+  struct MovedPage {
+    Digest digest;
+    PagePlace from;
+    std::uint8_t slot = 0;   // in the new frame
+  };
+  // Appends `frame`, and lets the index say so of those pages that lie where they lay.
+  Result<void> move_pages(PageIndex& index, std::string_view frame, const FrameHead& head, std::span<const MovedPage> pages);
+  // Empty: it is as it was written. It says nothing of the pages themselves.
+  Result<std::string> problem_of_frame(const PagePlace& place);
+  // Pages that have been compared with their digests.
+  Result<void> write_again(const DomainId& domain, std::span<const PagePut> pages, std::span<const PagePlace> places);
   // Takes all pages of an unreadable frame out of the index.
   void drop_frame(Segment& segment, std::uint32_t frame);
   void retire_active_if(const std::function<bool(const Segment&)>& unfit);

@@ -108,31 +108,18 @@ Result<void> SegmentPageStore::rewrite_frame(Segment& segment, std::uint32_t fra
   auto read = segment.read_frame(frame, bytes);
   if (!read && read.error().code != Code::kCorrupt) return read.error();
   FrameHead head;
-  const bool whole = read && check_frame(as_bytes_of(bytes), head);
-  if (!whole && !(read && parse_frame_head(as_bytes_of(bytes), head) &&
-                  head.frame_bytes() == bytes.size())) {
-    spdlog::error("page store: segment {}, frame at {}: unreadable, its pages are lost",
-                  segment.id(), segment.frame(frame).at);
-    ++damaged_frames_;
-    drop_frame(segment, frame);
-    return {};
+  if (!read || !check_frame(as_bytes_of(bytes), head)) {
+    return move_damaged(segment, frame, read ? std::string_view(bytes) : std::string_view());
   }
   PageIndex& index = index_of(head.domain);
-  std::vector<std::pair<Digest, PagePlace>> live;
+  std::vector<MovedPage> live;
   for (std::size_t slot = 0; slot < head.page_count; ++slot) {
     PagePlace place{segment.id(), frame, static_cast<std::uint8_t>(slot)};
     Digest digest = frame_digest(as_bytes_of(bytes), head, slot);
     auto now = index.find(digest);
-    if (now && *now == place) live.emplace_back(digest, place);
+    if (now && *now == place) live.push_back({digest, place, static_cast<std::uint8_t>(live.size())});
   }
   if (live.empty()) return {};
-  if (!whole) {
-    ++damaged_frames_;
-    for (const auto& [digest, place] : live) {
-      if (index.replace(digest, place, std::nullopt)) segment.add_dead(frame);
-    }
-    return {};
-  }
 
   std::string copy;
   FrameHead copy_head = head;
@@ -143,21 +130,48 @@ Result<void> SegmentPageStore::rewrite_frame(Segment& segment, std::uint32_t fra
     const SealerPtr sealer = find_key(head.domain);
     BATON_TRY(decode_frame(as_bytes_of(bytes), head, raw, sealer.get()));
     std::vector<PagePut> pages;
-    for (const auto& [digest, place] : live) {
-      pages.push_back({digest, raw.data() + place.slot * kPageBytes});
-    }
+    for (const MovedPage& page : live) pages.push_back({page.digest, raw.data() + page.from.slot * kPageBytes});
     copy_head = append_frame(copy, head.domain, pages, options_.zstd_level, sealer.get());
   }
-  BATON_ASSIGN(Appended where, append(copy, std::span(&copy_head, 1)));
-  for (std::size_t i = 0; i < live.size(); ++i) {
-    PagePlace to{where.segment->id(), where.first_frame, static_cast<std::uint8_t>(i)};
-    if (index.replace(live[i].first, live[i].second, to)) {
-      segment.add_dead(frame);
+  return move_pages(index, copy, copy_head, live);
+}
+
+Result<void> SegmentPageStore::move_pages(PageIndex& index, std::string_view frame, const FrameHead& head,
+                                          std::span<const MovedPage> pages) {
+  BATON_ASSIGN(Appended where, append(frame, std::span(&head, 1)));
+  for (const MovedPage& page : pages) {
+    PagePlace to{where.segment->id(), where.first_frame, page.slot};
+    if (index.replace(page.digest, page.from, to)) {
+      if (auto segment = find_segment(page.from.segment)) segment->add_dead(page.from.frame);
     } else {
       where.segment->add_dead(where.first_frame);
     }
   }
   append_ticket_.fetch_add(1, std::memory_order_acq_rel);
+  return {};
+}
+
+// A frame whose checksum is wrong, moved as it is, with its wrong checksum: which of its pages are
+// sound is seen when one is read, or by verify. The index says which it holds, whatever the frame's
+// own list says by now.
+Result<void> SegmentPageStore::move_damaged(Segment& segment, std::uint32_t frame, std::string_view bytes) {
+  ++damaged_frames_;
+  FrameHead head;
+  if (!parse_frame_head(as_bytes_of(bytes), head) || head.frame_bytes() != bytes.size()) {
+    spdlog::error("page store: segment {}, frame at {}: unreadable, its pages are lost", segment.id(), segment.frame(frame).at);
+    drop_frame(segment, frame);
+    return {};
+  }
+  std::vector<std::pair<DomainId, PageIndex*>> domains;
+  {
+    std::shared_lock lock(domains_mutex_);
+    for (const auto& [id, index] : domains_) domains.emplace_back(id, index.get());
+  }
+  for (const auto& [id, index] : domains) {
+    std::vector<MovedPage> pages;
+    for (const auto& [digest, slot] : index->in_frame(segment.id(), frame)) pages.push_back({digest, {segment.id(), frame, slot}, slot});
+    if (!pages.empty()) BATON_TRY(move_pages(*index, bytes, head, pages));
+  }
   return {};
 }
 

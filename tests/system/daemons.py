@@ -7,6 +7,7 @@ backend alone (baton-zoo exec).
 """
 import hashlib
 import http.client
+import importlib.util
 import json
 import os
 import shutil
@@ -65,7 +66,7 @@ class Daemon:
         self.loads = []
 
     def missing(self):
-        return [x for x in self.needs if not (os.path.exists(x) or shutil.which(x))]
+        return [x for x in self.needs if not (os.path.exists(x) or shutil.which(x) or importlib.util.find_spec(x))]
 
     def path(self, name):
         return f"{self.folder}/{name}"
@@ -453,7 +454,7 @@ done
 
 class Postgres(Daemon):
     """Transfers between accounts: their sum never changes, and no acknowledged one is lost."""
-    name, needs, user = "postgres", ("/usr/lib/postgresql/15/bin/postgres",), "postgres"
+    name, needs, user = "postgres", ("/usr/lib/postgresql/15/bin/postgres", "psycopg2"), "postgres"
 
     def prepare(self):
         data, binaries = self.path("data"), "/usr/lib/postgresql/15/bin"

@@ -2,6 +2,7 @@
 // it falls back to; and how a node's memory is shared among standbys.
 #include "agent/node/standby.h"
 
+#include <future>
 #include <random>
 
 #include "agent/node/local_replica.h"
@@ -380,6 +381,36 @@ TEST_F(StandbyTest, Hot_ActivationBeforeTheApply_GoesTheWayToItsEnd) {
   ASSERT_TRUE(activated && *activated);
   EXPECT_EQ((*activated)->mode, pb::MODE_HOT);
   EXPECT_TRUE(*warden_.running() == wanted_);
+}
+
+TEST_F(StandbyTest, Hot_FarBehind_TheNextCommitWaitsUntilItHasCaughtUp) {
+  commit({{1, 1}});
+  open(pb::MODE_HOT);
+  ASSERT_TRUE(ready(pb::MODE_HOT));
+  std::promise<void> begun, go_on;
+  std::atomic<bool> first{true};
+  warden_.set_mishap([&, may = go_on.get_future().share()](const std::string& operation) -> Result<void> {
+    if (operation == "shadow" && first.exchange(false)) {
+      begun.set_value();
+      may.wait();
+    }
+    return {};
+  });
+  commit({{1, 2}});                       // @2: its apply takes long
+  begun.get_future().wait();
+  standby_->let_catch_up(3, 10s);         // not far
+  commit({{1, 3}});
+  standby_->let_catch_up(4, 10s);
+  commit({{1, 4}});
+  auto waited = std::async(std::launch::async, [&] { standby_->let_catch_up(5, 10s); });
+  EXPECT_EQ(waited.wait_for(50ms), std::future_status::timeout) << "@1 is four behind @5";
+  const auto begin = std::chrono::steady_clock::now();
+  standby_->let_catch_up(5, 20ms);        // not for ever
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 5s);
+  go_on.set_value();
+  EXPECT_EQ(waited.wait_for(5s), std::future_status::ready);
+  ASSERT_TRUE(ready(pb::MODE_HOT));
+  expect_shadow_as_committed();
 }
 
 TEST_F(StandbyTest, Hot_CannotFollow_AnotherIsBuiltBeside) {

@@ -158,6 +158,31 @@ TEST_F(DamageTest, Pages_FlippedUnderSyncedCommits_AreReportedAndTheRestServed) 
   expect_goes_on(w);
 }
 
+TEST_F(DamageTest, Frames_FlippedUnderAnOpenStore_AreFoundAndWhatIsSoundIsWrittenAgain) {
+  Workload w("w");
+  fill(w, 4, Durability::kSynced);
+  std::uint64_t described = 0, lost = 0;
+  for (std::uint64_t at = 64; at < page_sizes_.back(); at += 1 + at % 61) {
+    copy();
+    open();
+    ASSERT_TRUE(store_);
+    flip(find("seg-"), at);
+    auto first = store_->verify();
+    ASSERT_TRUE(first);
+    EXPECT_FALSE(first->bad.empty()) << "flipped at " << at;
+    auto second = store_->verify();
+    ASSERT_TRUE(second);
+    for (const auto& page : second->bad) EXPECT_NE(page.page.reason.find("not in the store"), std::string::npos) << page.page.reason;
+    (second->bad.empty() ? described : lost) += 1;
+    const std::uint64_t left = second->bad.size();
+    store_.reset();   // and as an agent's next start finds it
+    open_and_check(w, true);
+    EXPECT_LE(store_->verify()->bad.size(), left) << "flipped at " << at;
+  }
+  EXPECT_GT(described, 0u) << "no flip was in what describes pages";
+  EXPECT_GT(lost, 0u) << "no flip was in a page";
+}
+
 TEST_F(DamageTest, SealedSegment_WithADamagedFooter_IsScanned) {
   options_.segment_bytes = 64u << 10;
   Workload w("w");
