@@ -11,8 +11,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <thread>
 
 #include "agent/backend/linux/remote/arch/arch.h"
+#include "agent/backend/linux/remote/proc.h"
 #include "agent/backend/linux/restore/construction.h"
 #include "agent/backend/linux/state/machine.h"
 #include "base/clock.h"
@@ -21,6 +23,8 @@ namespace baton::restore {
 namespace {
 
 constexpr std::int64_t kRestartBlock = -516;
+constexpr std::chrono::milliseconds kStopTime{20};
+constexpr std::chrono::microseconds kStopLook{50};
 
 std::string subject(const BuiltProcess& process) { return "process " + std::to_string(process.state->pid()); }
 
@@ -216,6 +220,16 @@ Result<void> finish_process(Construction& c, BuiltProcess& process) {
   }
   if (state.stopped() && ::kill(leader.pid(), SIGSTOP) != 0) return errno_error("stop", subject(process));
   return {};
+}
+
+// A pending SIGSTOP takes hold once the process runs.
+void await_stop(pid_t pid) {
+  const auto until = std::chrono::steady_clock::now() + kStopTime;
+  do {
+    auto status = linux_backend::read_task_status(pid);
+    if (!status || status->state == 'T') return;
+    std::this_thread::sleep_for(kStopLook);
+  } while (std::chrono::steady_clock::now() < until);
 }
 
 Result<void> release_process(BuiltProcess& process) {

@@ -228,7 +228,15 @@ class LinuxBuild final : public backend::Build {
     if (target_.connect) BATON_TRY(target_.connect());
     BATON_TRY(resume_connections(c_));
     if (paused) BATON_TRY(freeze());
-    for (auto& [pid, process] : c_.processes) BATON_TRY(release_process(process));
+    // Stopped ones first, so that nobody finds them running.
+    for (bool stopped : {true, false}) {
+      for (auto& [pid, process] : c_.processes) {
+        if (process.state->stopped() == stopped) BATON_TRY(release_process(process));
+      }
+      for (auto& [pid, process] : c_.processes) {
+        if (stopped && !paused && process.state->stopped() && !process.threads.empty()) await_stop(process.leader().pid());
+      }
+    }
     activated_ = true;
     times_.release = std::chrono::steady_clock::now() - begin - times_.finish;
     show_volumes(c_);

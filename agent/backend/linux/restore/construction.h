@@ -162,5 +162,6 @@ Result<void> finish_process(Construction& c, BuiltProcess& process);
 Result<void> take_identity(BuiltProcess& process);              // credentials.cc
 Result<void> set_timers(Construction& c, BuiltProcess& process);  // timers.cc
 Result<void> release_process(BuiltProcess& process);
+void await_stop(pid_t pid);                                     // released with a SIGSTOP pending: for some ms
 
 }  // namespace baton::restore
