@@ -64,7 +64,14 @@ const pb::ProcessState* holder_of(const pb::LinuxState& state, int index) {
   return nullptr;
 }
 
+// As the checkpoint has it.
+Result<void> check_name(const std::string& name) {
+  if (name.size() <= sizeof(sockaddr_un)) return {};
+  return make_error(Code::kCorrupt, "build", "a unix socket's name of " + std::to_string(name.size()) + " bytes");
+}
+
 Result<void> bind_in(Puppet& puppet, std::uint64_t fd, const std::string& name) {
+  BATON_TRY(check_name(name));
   BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(name))));
   BATON_TRY(puppet.checked("bind", describe_address(name), SYS_bind, {fd, at, name.size()}));
   return {};
@@ -91,6 +98,7 @@ auto in_a_world(Puppet& maker, const Work& work) -> decltype(work(maker)) {
 }
 
 Result<void> make_folders(Puppet& puppet, const std::string& name) {
+  BATON_TRY(check_name(name));
   if (name.size() <= sizeof(sa_family_t) || name[sizeof(sa_family_t)] == 0) return {};
   const std::string path = name.substr(sizeof(sa_family_t)).c_str();
   for (std::size_t at = path.find('/', 1); at != std::string::npos; at = path.find('/', at + 1)) {
@@ -106,7 +114,10 @@ class UnixMaker : SocketCalls {
 
   Result<int> make(UnixEnds& ends) {
     switch (socket_.kind()) {
-      case pb::SOCKET_UNIX_PAIR: return socket_.waiting() != 0 ? unconnected() : from_pair(ends);
+      case pb::SOCKET_UNIX_PAIR:
+        if (socket_.waiting() != 0) return unconnected();
+        if (socket_.pair() == 0) return make_error(Code::kCorrupt, "build", "a unix socket without its pair");
+        return from_pair(ends);
       case pb::SOCKET_UNIX_LONELY: return lonely(ends);
       case pb::SOCKET_UNIX_OUTSIDE: return outside(ends);
       case pb::SOCKET_UNIX_ONE_WAY:
@@ -138,7 +149,11 @@ class UnixMaker : SocketCalls {
     const std::uint32_t to = socket_.waiting() != 0 ? socket_.waiting() : socket_.target();
     if (to == 0 || to > static_cast<std::uint32_t>(c_.state.open_files_size())) return {};
     const auto& target = c_.state.open_files(static_cast<int>(to - 1)).socket();
+    // Without blocking: a listener whose queue is shorter here must not hold the activation up.
+    BATON_ASSIGN(const std::uint64_t flags, maker_.checked("F_GETFL", "unix socket", SYS_fcntl, {u(number()), F_GETFL}));
+    BATON_TRY(maker_.checked("F_SETFL", "unix socket", SYS_fcntl, {u(number()), F_SETFL, flags | O_NONBLOCK}));
     BATON_ASSIGN(const std::int64_t answer, connect_by_name(number(), target.local(), holder_of(c_.state, static_cast<int>(to - 1)), nullptr));
+    BATON_TRY(maker_.checked("F_SETFL", "unix socket", SYS_fcntl, {u(number()), F_SETFL, flags}));
     if (answer < 0) return errno_error(static_cast<int>(-answer), "connect", describe_address(target.local()));
     return {};
   }
@@ -232,6 +247,7 @@ class UnixMaker : SocketCalls {
   }
 
   static Result<std::int64_t> connect_from(Puppet& puppet, int fd, const std::string& address) {
+    BATON_TRY(check_name(address));
     BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(address))));
     return puppet.call(SYS_connect, {u(fd), at, address.size()});
   }
@@ -451,7 +467,7 @@ class UnixMaker : SocketCalls {
     auto remote = [&](std::size_t offset) { return reinterpret_cast<void*>(at + offset); };
     head.part = {remote(kHeadBytes), data.size()};
     if (!to.empty()) {
-      if (to.size() > sizeof head.to) return make_error(Code::kCorrupt, "build", "a unix socket's name of " + std::to_string(to.size()) + " bytes");
+      BATON_TRY(check_name(to));
       std::memcpy(&head.to, to.data(), to.size());
       head.message.msg_name = remote(offsetof(Head, to));
       head.message.msg_namelen = static_cast<socklen_t>(to.size());
