@@ -457,7 +457,7 @@ Stillness LinuxAttachment::stillness(bool stopped) const {
   auto now = watch_->read();
   const auto& then = proven_->counts;
   still.mappings = now.other == then.other && now.mapping == then.mapping;
-  still.transfers = now.other == then.other && now.transfer == then.transfer;
+  still.transfers = now.other == then.other && now.transfer == then.transfer && now.descriptor == then.descriptor;
   return still;
 }
 
@@ -466,7 +466,8 @@ void LinuxAttachment::begin_watch() {
   watch_.reset();
   if (target_.cgroup.empty() || forced_off("syscall-watch")) return;
   watch_from_ = steady_clock::now();
-  calls_then_ = 0;
+  calls_then_ = captures_watched_ = 0;
+  frozen_proved_ = frozen_whole_ = {};
   auto watch = SyscallWatch::begin(target_.cgroup);
   if (watch) {
     watch_ = std::move(*watch);
@@ -476,19 +477,26 @@ void LinuxAttachment::begin_watch() {
   }
 }
 
-// A program that makes very many calls pays more for being watched than the freezes save.
-void LinuxAttachment::judge_watch() {
+// A program that makes very many calls may pay more for being watched than its freezes save.
+void LinuxAttachment::judge_watch(bool proved, std::chrono::nanoseconds frozen) {
   auto now = steady_clock::now();
   if (!watch_) {
     if (now > watch_again_) begin_watch();
     return;
   }
+  auto& average = proved ? frozen_proved_ : frozen_whole_;
+  average = average.count() == 0 ? frozen : average + (frozen - average) / 8;
+  ++captures_watched_;
   if (now - watch_from_ < kJudgeWatchAfter) return;
   std::uint64_t calls = watch_->read().all();
-  double rate = static_cast<double>(calls - calls_then_) / std::chrono::duration<double>(now - watch_from_).count();
+  const double seconds = std::chrono::duration<double>(now - watch_from_).count();
+  const double rate = static_cast<double>(calls - calls_then_) / seconds;
+  const double costs = rate * SyscallWatch::kCallCostNs;
+  const auto saved_each = frozen_proved_.count() == 0 ? 0 : std::max<std::int64_t>(0, (frozen_whole_ - frozen_proved_).count());
+  const double saves = static_cast<double>(std::exchange(captures_watched_, 0)) / seconds * static_cast<double>(saved_each);
   calls_then_ = calls;
   watch_from_ = now;
-  if (rate <= static_cast<double>(SyscallWatch::kMaxCallsPerSecond)) return;
+  if (rate <= static_cast<double>(SyscallWatch::kFewCallsPerSecond) || costs <= saves) return;
   spdlog::info("{}: makes {:.0f} system calls per second: they are not watched for a while", target_.spec.name(), rate);
   watch_.reset();
   proven_.reset();

@@ -86,7 +86,7 @@ class LinuxAttachment final : public backend::Attachment {
                                backend::CaptureStats& stats);
   Stillness stillness(bool stopped) const;
   void begin_watch();
-  void judge_watch();
+  void judge_watch(bool proved, std::chrono::nanoseconds frozen);
   std::unique_ptr<Freeze> freeze_now(Result<void>& outcome);
   Result<void> capture_frozen(Freeze& freeze, const backend::CaptureOptions& options,
                               backend::PageSink& sink, backend::CaptureStats& stats, Captured& out);
@@ -126,7 +126,8 @@ class LinuxAttachment final : public backend::Attachment {
   };
   std::optional<Proven> proven_;
   std::chrono::steady_clock::time_point watch_from_{}, watch_again_{};
-  std::uint64_t calls_then_ = 0;
+  std::uint64_t calls_then_ = 0, captures_watched_ = 0;    // since watch_from_
+  std::chrono::nanoseconds frozen_proved_{0}, frozen_whole_{0};   // averages: without and with reading everything
   Approach approach_;
   std::shared_ptr<Copier> copier_;
   std::uint32_t granularity_ = 1;

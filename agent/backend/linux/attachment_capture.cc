@@ -103,6 +103,7 @@ Result<backend::CaptureStats> LinuxAttachment::do_capture(const backend::Capture
   copy_again(options.again);
   BATON_TRY(fault_point("capture.begin"));
   BATON_TRY(approach_freeze(options, sink, stats));
+  state::look_from_outside(state_);
   Result<void> outcome = {};
   auto freeze = freeze_now(outcome);
   if (!freeze) return std::move(outcome).error();
@@ -110,6 +111,7 @@ Result<backend::CaptureStats> LinuxAttachment::do_capture(const backend::Capture
   stats.stop = freeze->all_stopped() - freeze->first_stop();
   outcome = capture_frozen(*freeze, options, sink, stats, captured);
   if (!outcome) proven_.reset();
+  const bool proved = freeze->roster_held();
   if (!outcome || !options.keep_frozen) release_network();
   auto before_resume = steady_clock::now();
   auto first_stop = freeze->first_stop();
@@ -144,7 +146,7 @@ Result<backend::CaptureStats> LinuxAttachment::do_capture(const backend::Capture
   state::write_state(state_, captured.state);
   captured.clocks = state::captured_clocks(state_);
   write_manifest(captured, manifest);
-  judge_watch();
+  judge_watch(proved, stats.stop + stats.scan + stats.state);
   manifest.set_pause_us(static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::microseconds>(stats.pause).count()));
   return stats;
@@ -261,7 +263,9 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
   Stillness still = stillness(true);
   state::Unchanged unchanged;
   unchanged.calls = freeze.roster_held();
+  unchanged.descriptors = unchanged.calls && watch_->read().descriptor == proven_->counts.descriptor;
   unchanged.transfers = still.transfers;
+  unchanged.notes = unchanged.calls ? watch_.get() : nullptr;
   StoppedTree tree;
   BATON_TRY(describe_tree(freeze, tree, out));
   tree.connections = target_.spec.tcp() == pb::TCP_ESTABLISHED && (options.keep_frozen || target_.spec.output_commit());
@@ -293,6 +297,7 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
       }
     }
     SyscallWatch::Counts counts = watch_->read();
+    watch_->forget();
     if (proven_ && freeze.roster_held()) proven_->counts = counts;
     else proven_ = Proven{counts, freeze.roster()};
   }

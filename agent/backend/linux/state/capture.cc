@@ -1,5 +1,7 @@
 // capture_state: the order in which a stopped tree is read, and what of it is read again.
 // Registers first; descriptors and /proc, which need nothing of the threads; injected calls last.
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <optional>
@@ -10,8 +12,10 @@
 namespace baton::linux_backend::state {
 namespace {
 
-// What others may have changed (prlimit(2), renice(1), oom_score_adj) is at most this old in a checkpoint.
-constexpr auto kReadAgainAfter = std::chrono::seconds(10);
+// look_from_outside: what others may have changed is at most this old in a checkpoint, or, where there
+// is so much of it that looking takes more than a fiftieth of the time, as old as that allows.
+constexpr auto kLookAgainAfter = std::chrono::milliseconds(250);
+constexpr int kLookShare = 50;
 constexpr std::uint64_t kResetHandler = 0x80000000;   // SA_RESETHAND
 constexpr std::uint32_t kAutoDisarm = 1u << 31;       // SS_AUTODISARM
 
@@ -49,6 +53,15 @@ bool is_closed(const pb::LinuxState& descriptors) {
     }
   });
 }
+
+// By a write to a file of /proc a process changes more than files.
+bool writes_to_proc(const pb::LinuxState& descriptors) {
+  return std::any_of(descriptors.open_files().begin(), descriptors.open_files().end(), [](const pb::OpenFile& f) {
+    return f.kind() == pb::OPEN_FILE_PATH && (f.flags() & O_ACCMODE) != O_RDONLY && f.path().starts_with("/proc/");
+  });
+}
+
+bool has_terminals(const pb::LinuxState& descriptors) { return descriptors.terminals_size() > 0; }
 
 pb::Thread* find_or_add_thread(pb::ProcessState& process, std::int32_t tid) {
   for (auto& t : *process.mutable_threads()) {
@@ -121,18 +134,92 @@ StateContext& StateContext::operator=(StateContext&&) noexcept = default;
 std::vector<DescriptorObject> descriptor_objects(StateContext& context) { return context.impl().objects; }
 const pb::ClockState& captured_clocks(StateContext& context) { return context.impl().clocks; }
 
-Result<void> capture_state(StoppedTree& tree, StateContext& context, const Unchanged& unchanged) {
+namespace {
+
+// What others may change, compared with what the last freeze has read.
+bool is_as_it_was(const StateContext::Impl& impl) {
+  for (const auto& holder : impl.holders) {
+    auto was = std::find_if(impl.lasting.processes().begin(), impl.lasting.processes().end(),
+                            [&](const pb::ProcessState& p) { return p.pid() == holder.ns_pid; });
+    if (was == impl.lasting.processes().end()) return false;
+    pb::ProcessState is;
+    if (!read_changeable(holder.pid, is) || is.cwd() != was->cwd() || is.root() != was->root() || is.oom_score_adj() != was->oom_score_adj() ||
+        is.coredump_filter() != was->coredump_filter() || is.limits_size() != was->limits_size()) {
+      return false;
+    }
+    for (int i = 0; i < is.limits_size(); ++i) {
+      if (is.limits(i).soft() != was->limits(i).soft() || is.limits(i).hard() != was->limits(i).hard()) return false;
+    }
+    if (static_cast<int>(holder.tids.size()) != was->threads_size()) return false;
+    for (int i = 0; i < was->threads_size(); ++i) {
+      pb::Thread thread;
+      read_changeable(holder.tids[static_cast<std::size_t>(i)], thread);
+      const auto& then = was->threads(i);
+      if (thread.timer_slack_ns() != then.timer_slack_ns() || thread.affinity() != then.affinity() || thread.io_priority() != then.io_priority() ||
+          thread.scheduling().SerializeAsString() != then.scheduling().SerializeAsString()) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+void look_from_outside(StateContext& context) {
   auto& impl = context.impl();
   const auto now = std::chrono::steady_clock::now();
+  if (now < impl.look_again) return;
+  if (impl.memory && !are_in_place(*impl.memory)) {
+    impl.memory.reset();
+    impl.descriptors_valid = false;
+  }
+  if (impl.lasting_valid) impl.lasting_valid = is_as_it_was(impl);
+  const auto done = std::chrono::steady_clock::now();
+  impl.look_again = done + std::max<std::chrono::steady_clock::duration>(kLookAgainAfter, kLookShare * (done - now));
+}
+
+namespace {
+
+// All of them, or what `unchanged` leaves open of them.
+Result<void> read_all_descriptors(StoppedTree& tree, StateContext::Impl& impl, const Unchanged& unchanged, bool lasting,
+                                  const DescriptorOptions& options) {
+  std::vector<ProcessRef> processes;
+  for (const auto& process : tree.processes) {
+    if (!is_zombie(impl, process.ns_pid)) processes.push_back({process.pid, process.ns_pid});
+  }
+  const auto memory = std::move(impl.memory);
+  impl.memory.reset();
+  impl.descriptors_valid = false;
+  pb::LinuxState before;
+  before.Swap(&impl.descriptors);
+  impl.objects.clear();
+  KnownDescriptors known;
+  known.memory = memory.get();
+  known.state = &before;
+  known.notes = unchanged.notes;
+  known.same_numbers = unchanged.descriptors;
+  // Terminals are asked for what others do at their other end.
+  const bool usable = lasting && memory && unchanged.notes != nullptr && !has_terminals(before);
+  auto read = read_descriptors(processes, options, usable ? &known : nullptr, impl.descriptors, impl.objects);
+  impl.guard.uncover();
+  BATON_TRY(read);
+  impl.memory = std::move(*read);
+  return {};
+}
+
+}  // namespace
+
+Result<void> capture_state(StoppedTree& tree, StateContext& context, const Unchanged& unchanged) {
+  auto& impl = context.impl();
   if (impl.vdso_digest.empty()) {
     impl.vdso_digest = vdso_digest();
     impl.xsave_layout = xsave_layout();
   }
-  const bool lasting = unchanged.calls && impl.lasting_valid && now - impl.read_at < kReadAgainAfter;
-  const bool descriptors = lasting && unchanged.transfers && impl.descriptors_valid;
+  bool lasting = unchanged.calls && impl.lasting_valid;
+  const bool descriptors = lasting && unchanged.transfers && unchanged.descriptors && impl.descriptors_valid;
   if (!lasting) {
     impl.lasting_valid = impl.descriptors_valid = false;
-    impl.lasting.Clear();
     BATON_ASSIGN(impl.offsets, read_clock_offsets(tree.root));
   }
   impl.momentary.Clear();
@@ -147,31 +234,32 @@ Result<void> capture_state(StoppedTree& tree, StateContext& context, const Uncha
   Report report = [&](const Problem& p) {
     if (p.verdict == "refused" && !refused) refused = p;
   };
-  if (!lasting) {
+  auto read_whole_tree = [&]() -> Result<void> {
+    impl.lasting.Clear();
     impl.tids.clear();
-    BATON_TRY(read_processes(tree, impl, report));
-  }
+    return read_processes(tree, impl, report);
+  };
+  if (!lasting) BATON_TRY(read_whole_tree());
   for (auto& process : tree.processes) {
     if (is_zombie(impl, process.ns_pid)) continue;
     BATON_TRY(read_threads_now(process, impl, *find_or_add(impl.momentary, process.ns_pid)));
   }
   if (!descriptors) {
-    impl.descriptors_valid = false;
-    impl.descriptors.Clear();
-    impl.objects.clear();
-    std::vector<ProcessRef> processes;
-    for (const auto& process : tree.processes) {
-      if (!is_zombie(impl, process.ns_pid)) processes.push_back({process.pid, process.ns_pid});
-    }
     DescriptorOptions options;
     options.spec = tree.spec;
     options.keeper = tree.keeper;
     options.report = report;
     options.clocks_read_ns = clocks_read_ns;
     options.guard = tree.connections ? &impl.guard : nullptr;
-    auto read = read_descriptors(processes, options, impl.descriptors, impl.objects);
-    impl.guard.uncover();
-    BATON_TRY(read);
+    const bool had_terminals = has_terminals(impl.descriptors);
+    BATON_TRY(read_all_descriptors(tree, impl, unchanged, lasting, options));
+    // To open a terminal may be to take it as the controlling one.
+    if (lasting && !unchanged.descriptors && (had_terminals || has_terminals(impl.descriptors))) {
+      lasting = impl.lasting_valid = false;
+      auto tids = impl.tids;
+      BATON_TRY(read_whole_tree());
+      impl.tids = std::move(tids);
+    }
   }
   if (refused) return refusal(*refused);
   if (!lasting) {
@@ -179,9 +267,15 @@ Result<void> capture_state(StoppedTree& tree, StateContext& context, const Uncha
       if (is_zombie(impl, process.ns_pid)) continue;
       BATON_TRY(read_threads(process, impl, impl.lasting, *find_or_add(impl.lasting, process.ns_pid)));
     }
-    impl.read_at = now;
+    impl.holders.clear();
+    for (const auto& process : tree.processes) {
+      if (is_zombie(impl, process.ns_pid)) continue;
+      impl.holders.push_back({process.pid, process.ns_pid, {}});
+      for (const auto& thread : process.threads) impl.holders.back().tids.push_back(thread.tid);
+    }
     impl.lasting_valid = stands_still(impl.lasting);
   }
+  impl.lasting_valid = impl.lasting_valid && !writes_to_proc(impl.descriptors);
   impl.descriptors_valid = is_closed(impl.descriptors);
   return {};
 }

@@ -56,7 +56,7 @@ Result<void> DescriptorReader::describe(Found& f, pb::OpenFile& file) {
     }
     file.set_kind(pb::OPEN_FILE_SOCKET);
     std::string refused, different;
-    BATON_TRY(sockets_.read(f.copy.get(), f.stat.st_ino, file, refused, different));
+    BATON_TRY(sockets_.read(f.copy.get(), f.stat.st_ino, file, nullptr, refused, different));
     if (!refused.empty()) refuse(f, kind, refused);
     else if (!different.empty()) differs(f, kind, different);
     if (file.socket().unix_path_bound()) describe_socket_file(f, file);
@@ -168,7 +168,7 @@ Result<void> DescriptorReader::read_timer(Found& f, pb::OpenFile& file) {
 Result<void> DescriptorReader::look_at_timers_again() {
   for (auto& f : found_) {
     auto& file = *out_.mutable_open_files(static_cast<int>(f.file));
-    if (file.kind() != pb::OPEN_FILE_TIMERFD || file.timer_left_ns() != 0 || file.timer_ticks() != 0) continue;
+    if (f.kept || file.kind() != pb::OPEN_FILE_TIMERFD || file.timer_left_ns() != 0 || file.timer_ticks() != 0) continue;
     auto info = read_fdinfo(f.process.pid, f.number);
     if (!info) {
       if (options_.running) continue;
@@ -240,6 +240,9 @@ Result<void> DescriptorReader::describe_pipe(Found& f, pb::OpenFile& file) {
   if (!added) {
     file.set_pipe(entry->second);
     return {};
+  }
+  for (auto& other : found_) {
+    if (other.stat.st_ino == f.stat.st_ino && other.stat.st_dev == f.stat.st_dev) BATON_TRY(make_copy(other));
   }
   // Who has the ends? Ours have been listed; an end that is neither here nor gone is outside.
   int reader = -1;
@@ -340,7 +343,6 @@ void DescriptorReader::describe_path(Found& f, pb::OpenFile& file) {
   }
   file.set_kind(pb::OPEN_FILE_PATH);
   file.set_path(f.target);
-  file.set_size_bytes(static_cast<std::uint64_t>(f.stat.st_size));
   if (options_.proofs != nullptr && S_ISREG(f.stat.st_mode) && f.target.rfind("/proc/", 0) != 0 && f.target.rfind("/sys/", 0) != 0) {
     pb::FileProof proof;
     proof.set_path(f.target);

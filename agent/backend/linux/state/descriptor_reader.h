@@ -1,5 +1,6 @@
 // DescriptorReader: one reading of all descriptors of a workload. Private to the room.
 //   descriptors.cc     lists them, tells which are one description, locks, epoll
+//   known_descriptors.cc  what need not be read again, by what the last reading found
 //   describe_files.cc  what each description is
 //   carried_files.cc   those on their way through unix sockets, and what refers to other files
 // Everything is read from outside, through copies of the descriptors (pidfd_getfd(2)) and /proc;
@@ -25,21 +26,32 @@ struct Found {
   std::int64_t info_read_ns = 0;   // our CLOCK_MONOTONIC then
   Fd copy;                     // ours: the same description
   std::uint32_t file = 0;      // index in open_files
+  int before = -1;             // index in the open_files of the last reading, if it still is that description
+  bool kept = false;           // and nothing of it was read again
   pid_t carried_by = 0;        // no process has it: it is on its way through a socket of this one; `process` is ourselves
+};
+
+struct DescriptorMemory {
+  std::vector<Found> found;    // in order of processes and numbers; without copies
+  ino_t keeper_out = 0, keeper_err = 0;
 };
 
 class DescriptorReader {
  public:
-  DescriptorReader(const DescriptorOptions& options, pb::LinuxState& out, std::vector<DescriptorObject>& objects)
-      : options_(options), out_(out), objects_(objects) {}
+  DescriptorReader(const DescriptorOptions& options, const KnownDescriptors* known, pb::LinuxState& out, std::vector<DescriptorObject>& objects)
+      : options_(options), known_(known), out_(out), objects_(objects) {}
 
   Result<void> all(const std::vector<ProcessRef>& processes);
+  std::shared_ptr<DescriptorMemory> memory();   // afterwards
 
  private:
   void judge(const Found& f, const char* verdict, std::string kind, std::string detail);
   Result<void> find_keeper_pipes();
   void find_terminals();
   Result<void> list(const ProcessRef& process);
+  Result<void> find(const ProcessRef& process, int number);
+  Result<void> make_copy(Found& f);
+  Result<int> pidfd(pid_t pid);
   static Result<std::vector<int>> list_numbers(const std::string& folder);
   bool same_as(const Found& a, const Found& b) const;
   Result<void> take(Found& f);
@@ -71,7 +83,30 @@ class DescriptorReader {
   static bool has_address(const pb::OpenFile& file);
   void settle_unix();
 
+  // known_descriptors.cc
+  enum class Since { kNothing, kMoved, kAltered };
+  void note_what_happened();
+  std::vector<Found> take_known(const ProcessRef& process);
+  bool may_keep(const Found& f) const { return since_[static_cast<std::size_t>(f.before)] != Since::kAltered; }
+  Result<void> look_at_unix_sockets();
+  Result<bool> are_unix_sockets_kept();
+  Result<void> place_known(Found& f, pb::OpenFile& file);
+  Result<void> keep_socket(Found& f, pb::OpenFile& file);
+  Result<void> keep_pipe(Found& f, pb::OpenFile& file);
+  Result<bool> keep_epoll(Found& f);
+  static Result<void> read_info_again(Found& f);
+  static Result<void> read_facts_again(Found& f);
+  void remap_unix_sockets();
+
   const DescriptorOptions& options_;
+  const KnownDescriptors* known_;   // null: everything is read
+  std::vector<Since> since_;        // by description of the last reading
+  bool strangers_ = false;          // numbers were named that came and went: they may have been other ways to what is known
+  std::vector<int> places_;         // index before -> index now, -1: not yet
+  std::map<std::uint32_t, std::uint32_t> pairs_before_;   // the same, of pairs
+  bool unix_kept_ = false;          // unix sockets refer to each other as they did
+  std::set<std::uint32_t> pairs_moved_;   // of the last reading: those whose queues are read again
+  std::map<pid_t, Fd> pidfds_;
   pb::LinuxState& out_;
   std::vector<DescriptorObject>& objects_;
   std::vector<ProcessRef> processes_;

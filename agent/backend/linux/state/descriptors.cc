@@ -25,29 +25,48 @@ constexpr std::size_t kMaxDescriptors = 1u << 20;   // of one process
 Result<void> DescriptorReader::all(const std::vector<ProcessRef>& processes) {
   BATON_TRY(find_keeper_pipes());
   processes_ = processes;
-  for (const auto& process : processes) {
-    auto listed = list(process);
-    const bool ended = !listed && (listed.error().code == Code::kTraceeGone || listed.error().code == Code::kNotFound);
-    if (!listed && !(options_.running && ended)) return listed;
-  }
   sockets_.spec = options_.spec;
   sockets_.out = &out_;
   sockets_.guard = options_.guard;
   sockets_.stopped = !options_.running;
   sockets_.any_pid = processes.empty() ? 0 : processes.front().pid;
-  for (const auto& f : found_) {
-    if (!S_ISSOCK(f.stat.st_mode)) continue;
-    sockets_.inside.insert(f.stat.st_ino);
-    if (f.copy && options_.spec->tcp() == pb::TCP_ESTABLISHED) sockets_.note_ends(f.copy.get(), f.stat.st_ino);
+  if (known_ != nullptr) note_what_happened();
+  for (const auto& process : processes) {
+    auto listed = list(process);
+    const bool ended = !listed && (listed.error().code == Code::kTraceeGone || listed.error().code == Code::kNotFound);
+    if (!listed && !(options_.running && ended)) return listed;
   }
-  if (!options_.running) BATON_TRY(find_carried());
+  for (const auto& f : found_) {
+    if (S_ISSOCK(f.stat.st_mode)) sockets_.inside.insert(f.stat.st_ino);
+  }
+  if (known_ != nullptr) BATON_TRY(look_at_unix_sockets());
+  for (auto& f : found_) {
+    if (!S_ISSOCK(f.stat.st_mode) || options_.spec->tcp() != pb::TCP_ESTABLISHED) continue;
+    if (f.before >= 0) BATON_TRY(make_copy(f));
+    if (f.copy) sockets_.note_ends(f.copy.get(), f.stat.st_ino);
+  }
+  if (!options_.running && !unix_kept_) BATON_TRY(find_carried());
   find_terminals();
   for (auto& f : found_) BATON_TRY(take(f));
   for (auto& f : found_) {
     if (f.carried_by == 0 && out_.open_files(static_cast<int>(f.file)).kind() == pb::OPEN_FILE_EPOLL) BATON_TRY(take_epoll(f));
   }
-  settle_unix();
+  if (unix_kept_) remap_unix_sockets();
+  else settle_unix();
   return look_at_timers_again();
+}
+
+std::shared_ptr<DescriptorMemory> DescriptorReader::memory() {
+  auto memory = std::make_shared<DescriptorMemory>();
+  memory->found = std::move(found_);
+  for (auto& f : memory->found) {
+    f.copy.reset();
+    f.before = -1;
+    f.kept = false;
+  }
+  memory->keeper_out = keeper_out_;
+  memory->keeper_err = keeper_err_;
+  return memory;
 }
 
 void DescriptorReader::judge(const Found& f, const char* verdict, std::string kind, std::string detail) {
@@ -60,6 +79,11 @@ void DescriptorReader::judge(const Found& f, const char* verdict, std::string ki
 
 Result<void> DescriptorReader::find_keeper_pipes() {
   if (options_.keeper == 0) return {};
+  if (known_ != nullptr) {
+    keeper_out_ = known_->memory->keeper_out;
+    keeper_err_ = known_->memory->keeper_err;
+    return {};
+  }
   for (auto [number, inode] : {std::pair{restore::kKeeperOutRead, &keeper_out_}, std::pair{restore::kKeeperErrRead, &keeper_err_}}) {
     struct stat st {};
     std::string path = "/proc/" + std::to_string(options_.keeper) + "/fd/" + std::to_string(number);
@@ -83,39 +107,68 @@ void DescriptorReader::find_terminals() {
 }
 
 Result<void> DescriptorReader::list(const ProcessRef& process) {
-  std::string folder = "/proc/" + std::to_string(process.pid) + "/fd";
-  BATON_ASSIGN(auto numbers, list_numbers(folder));
-  if (numbers.size() > kMaxDescriptors) return make_error(Code::kUnsupported, "capture", folder + ": too many descriptors");
-  Fd pidfd = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, process.pid, 0)));
-  if (!pidfd) return errno_error("pidfd_open", std::to_string(process.pid));
-  for (int number : numbers) {
-    Found f;
-    f.process = process;
-    f.number = number;
-    std::string path = folder + "/" + std::to_string(number);
-    char target[PATH_MAX];
-    ssize_t n = ::readlink(path.c_str(), target, sizeof target);
-    auto info = read_fdinfo(process.pid, number);
-    if (n < 0 || !info || ::stat(path.c_str(), &f.stat) != 0) {
-      if (options_.running && errno != EACCES) continue;   // closed meanwhile
-      return n < 0 ? errno_error("readlink", path) : errno_error("stat", path);
-    }
-    f.target.assign(target, static_cast<std::size_t>(n));
-    f.info = std::move(*info);
-    f.info_read_ns = read_clock(CLOCK_MONOTONIC).count();
-    // A copy of a running program's file would keep its flock after its close, and, opened for
-    // writing, forbid its execution (ETXTBSY).
-    const bool harmful = options_.running && S_ISREG(f.stat.st_mode) && f.target.rfind("/memfd:", 0) != 0;
-    if ((f.info.flags & O_PATH) == 0) {
-      f.copy = Fd::adopt(harmful ? ::open(path.c_str(), O_PATH | O_CLOEXEC)
-                                 : static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), number, 0)));
-      if (!f.copy) {
-        if (options_.running && (errno == EBADF || errno == ENOENT)) continue;
-        return errno_error("pidfd_getfd", path);
-      }
-    }
-    found_.push_back(std::move(f));
+  std::vector<Found> before;
+  if (known_ != nullptr) before = take_known(process);
+  std::vector<int> numbers;
+  if (known_ != nullptr && known_->same_numbers) {
+    for (const auto& f : before) numbers.push_back(f.number);
+  } else {
+    std::string folder = "/proc/" + std::to_string(process.pid) + "/fd";
+    BATON_ASSIGN(numbers, list_numbers(folder));
+    if (numbers.size() > kMaxDescriptors) return make_error(Code::kUnsupported, "capture", folder + ": too many descriptors");
   }
+  auto next = before.begin();   // in the same order
+  for (int number : numbers) {
+    while (next != before.end() && next->number < number) ++next;
+    if (next != before.end() && next->number == number && may_keep(*next)) found_.push_back(std::move(*next));
+    else BATON_TRY(find(process, number));
+  }
+  return {};
+}
+
+Result<int> DescriptorReader::pidfd(pid_t pid) {
+  Fd& pidfd = pidfds_[pid];
+  if (!pidfd) pidfd = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!pidfd) return errno_error("pidfd_open", std::to_string(pid));
+  return pidfd.get();
+}
+
+Result<void> DescriptorReader::find(const ProcessRef& process, int number) {
+  Found f;
+  f.process = process;
+  f.number = number;
+  std::string path = "/proc/" + std::to_string(process.pid) + "/fd/" + std::to_string(number);
+  char target[PATH_MAX];
+  ssize_t n = ::readlink(path.c_str(), target, sizeof target);
+  auto info = read_fdinfo(process.pid, number);
+  if (n < 0 || !info || ::stat(path.c_str(), &f.stat) != 0) {
+    if (options_.running && errno != EACCES) return {};   // closed meanwhile
+    return n < 0 ? errno_error("readlink", path) : errno_error("stat", path);
+  }
+  f.target.assign(target, static_cast<std::size_t>(n));
+  f.info = std::move(*info);
+  f.info_read_ns = read_clock(CLOCK_MONOTONIC).count();
+  if ((f.info.flags & O_PATH) == 0) {
+    auto copied = make_copy(f);
+    if (!copied && options_.running && (copied.error().sys_errno == EBADF || copied.error().sys_errno == ENOENT)) return {};
+    BATON_TRY(copied);
+  }
+  found_.push_back(std::move(f));
+  return {};
+}
+
+Result<void> DescriptorReader::make_copy(Found& f) {
+  if (f.copy || f.carried_by != 0 || (f.info.flags & O_PATH) != 0) return {};
+  const std::string path = "/proc/" + std::to_string(f.process.pid) + "/fd/" + std::to_string(f.number);
+  // A copy of a running program's file would keep its flock after its close, and, opened for
+  // writing, forbid its execution (ETXTBSY).
+  if (options_.running && S_ISREG(f.stat.st_mode) && f.target.rfind("/memfd:", 0) != 0) {
+    f.copy = Fd::adopt(::open(path.c_str(), O_PATH | O_CLOEXEC));
+  } else {
+    BATON_ASSIGN(int from, pidfd(f.process.pid));
+    f.copy = Fd::adopt(static_cast<int>(::syscall(SYS_pidfd_getfd, from, f.number, 0)));
+  }
+  if (!f.copy) return errno_error("pidfd_getfd", path);
   return {};
 }
 
@@ -150,13 +203,24 @@ Result<void> DescriptorReader::take(Found& f) {
   auto range = by_inode_.equal_range({f.stat.st_dev, f.stat.st_ino});
   Found* known = nullptr;
   for (auto it = range.first; it != range.second && known == nullptr; ++it) {
+    if (f.before >= 0 && it->second->before >= 0) continue;   // told apart by places_
     if (same_as(*it->second, f)) known = it->second;
   }
-  if (known != nullptr) {
+  if (f.before >= 0 && places_[static_cast<std::size_t>(f.before)] >= 0) {
+    f.file = static_cast<std::uint32_t>(places_[static_cast<std::size_t>(f.before)]);
+    f.kept = true;
+    known = &f;
+  } else if (known != nullptr) {
     f.file = known->file;
   } else {
     f.file = static_cast<std::uint32_t>(out_.open_files_size());
-    BATON_TRY(describe(f, *out_.add_open_files()));
+    auto& file = *out_.add_open_files();
+    if (f.before >= 0) {
+      places_[static_cast<std::size_t>(f.before)] = static_cast<int>(f.file);
+      BATON_TRY(place_known(f, file));
+    } else {
+      BATON_TRY(describe(f, file));
+    }
     by_inode_.emplace(std::pair{f.stat.st_dev, f.stat.st_ino}, &f);
   }
   if (f.carried_by != 0) {
@@ -172,7 +236,7 @@ Result<void> DescriptorReader::take(Found& f) {
 }
 
 void DescriptorReader::take_locks(const Found& f, pb::Descriptor& d, bool first) {
-  if (first) take_description_locks(f);
+  if (first && f.before < 0) take_description_locks(f);
   auto range = f.info.fields.equal_range("lock");
   for (auto it = range.first; it != range.second; ++it) {
     LockLine lock = parse_lock(it->second);
@@ -210,6 +274,10 @@ void DescriptorReader::take_description_locks(const Found& f) {
 // Once per epoll description, by the first process in whose table the numbers stand.
 Result<void> DescriptorReader::take_epoll(Found& f) {
   if (!watched_.insert(f.file).second) return {};
+  if (f.before >= 0) {
+    BATON_ASSIGN(const bool kept, keep_epoll(f));
+    if (kept) return {};
+  }
   auto range = f.info.fields.equal_range("tfd");
   std::map<int, std::uint32_t> entries;   // so far, of each number: the kernel tells of them in this order too
   for (auto it = range.first; it != range.second; ++it) {
@@ -245,9 +313,12 @@ Result<void> DescriptorReader::take_epoll(Found& f) {
   return {};
 }
 
-Result<void> read_descriptors(const std::vector<ProcessRef>& processes, const DescriptorOptions& options,
-                              pb::LinuxState& out, std::vector<DescriptorObject>& objects) {
-  return DescriptorReader(options, out, objects).all(processes);
+Result<std::shared_ptr<DescriptorMemory>> read_descriptors(const std::vector<ProcessRef>& processes, const DescriptorOptions& options,
+                                                           const KnownDescriptors* known, pb::LinuxState& out,
+                                                           std::vector<DescriptorObject>& objects) {
+  DescriptorReader reader(options, known, out, objects);
+  BATON_TRY(reader.all(processes));
+  return reader.memory();
 }
 
 }  // namespace baton::linux_backend::state

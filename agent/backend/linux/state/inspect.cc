@@ -62,7 +62,7 @@ void inspect(const std::vector<pid_t>& pids, pid_t keeper, const pb::WorkloadSpe
   options.report = report;
   options.captured = report;
   options.proofs = &open_files;
-  if (auto read = read_descriptors(processes, options, scratch, objects); !read) {
+  if (auto read = read_descriptors(processes, options, nullptr, scratch, objects); !read) {
     report({processes.empty() ? 0 : processes.front().pid, "descriptors", "descriptors", "refused", read.error().message()});
   }
 }

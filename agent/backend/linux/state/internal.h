@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "agent/backend/linux/remote/proc.h"
+#include "agent/backend/linux/remote/syscall_watch.h"
 #include "agent/backend/linux/state/state.h"
 #include "agent/backend/linux/state/tcp.h"
 #include "base/fd.h"
@@ -29,6 +30,8 @@ struct TimedCallSeen {
   std::int64_t until = 0;       // our CLOCK_MONOTONIC, ns
 };
 
+struct DescriptorMemory;          // descriptor_reader.h
+
 struct LockFuture { std::uint64_t locked_kib = 0; std::uint32_t flags = 0; };
 
 struct StateContext::Impl {
@@ -38,6 +41,8 @@ struct StateContext::Impl {
   std::int64_t workload_shift_ns = 0;            // the workload's CLOCK_MONOTONIC minus ours
   std::map<pid_t, LockFuture> lock_future;       // by process (options.cc)
   std::vector<DescriptorObject> objects;         // of the last capture
+  std::shared_ptr<DescriptorMemory> memory;      // of the last reading of descriptors; null: none to begin with
+  std::chrono::steady_clock::time_point look_again{};      // when look_from_outside is due
   std::string vdso_digest;
   std::vector<pb::XsaveComponent> xsave_layout;
   RepairGuard guard;
@@ -45,7 +50,8 @@ struct StateContext::Impl {
   pb::LinuxState lasting, descriptors, momentary;
   bool lasting_valid = false, descriptors_valid = false;   // read whole, and may be taken again
   std::map<pid_t, pid_t> tids;                   // ours -> inside, of the threads in `lasting`
-  std::chrono::steady_clock::time_point read_at{};         // when `lasting` was
+  struct Holder { pid_t pid = 0, ns_pid = 0; std::vector<pid_t> tids; };
+  std::vector<Holder> holders;                   // of what is in `lasting`, zombies left out
   pb::ClockState clocks;
   ClockOffsets offsets;                          // of the root's time namespace
 };
@@ -137,29 +143,32 @@ struct SocketReader {
   RepairGuard* guard = nullptr;                  // set: TCP connections are read; else only judged
   std::map<std::string, std::uint64_t> tcp_ends; // local and peer name of every connection inside -> inode
 
-  Result<void> read_datagrams(int fd, pb::Socket& socket, std::string& refused);   // udp.cc
+  Result<void> read_datagrams(int fd, pb::Socket& socket, const pb::Socket* known, std::string& refused);   // udp.cc
   Result<void> read_netlink(int fd, pb::Socket& socket, std::string& refused, std::string& differs);
   void note_ends(int fd, std::uint64_t inode);   // sockets.cc: before any is read
   // sockets.cc: a TCP socket that is neither closed nor listening.
   Result<void> read_tcp(int fd, int state, pb::Socket& socket, std::string& refused, std::string& differs);
 
-  // Fills file.socket from our copy `fd`. A refusal goes into `detail`.
-  Result<void> read(int fd, std::uint64_t inode, pb::OpenFile& file, std::string& refused, std::string& differs);
+  // Fills file.socket from our copy `fd`; a refusal goes into `refused`. `known`: the same socket as
+  // it was read before; its options and memberships still hold.
+  Result<void> read(int fd, std::uint64_t inode, pb::OpenFile& file, const pb::Socket* known, std::string& refused, std::string& differs);
   Result<void> read_unix(int fd, std::uint64_t inode, pb::Socket& socket, std::string& refused, std::string& differs);
   Result<void> load_unix();
   // Those that have a queue, before any is read.
   Result<void> load_unix_queue(int fd, std::uint64_t inode);
   // Another program holds its other end.
   bool leads_outside(std::uint64_t inode) const;
+  // The same of one that is known to be connected to another inside; false: descriptors wait in it.
+  Result<bool> load_queue_of_pair(int fd, int type, std::uint64_t inode);
+  void place_queue(std::uint64_t inode, pb::Socket& socket, std::string& refused);
 
  private:
   void read_unix_listener(const UnixFacts& facts, pb::Socket& socket, std::string& refused, std::string& differs);
   void read_unix_outside(int fd, pb::Socket& socket, std::string& refused, std::string& differs);
   void read_unix_inside(int fd, const UnixFacts& facts, std::uint64_t inode, pb::Socket& socket, std::string& refused);
-  static void read_buffer_sizes(int fd, pb::Socket& socket);
-  void place_queue(std::uint64_t inode, pb::Socket& socket, std::string& refused);
 };
 void read_socket_options(int fd, pb::Socket& socket);
+void read_unix_buffer_sizes(int fd, pb::Socket& socket);
 
 // descriptors.cc ---------------------------------------------------------------
 struct DescriptorOptions {
@@ -172,8 +181,19 @@ struct DescriptorOptions {
   std::vector<pb::FileProof>* proofs = nullptr;   // may be null
   std::int64_t clocks_read_ns = 0;   // our CLOCK_MONOTONIC when those that times left are relative to were read; 0: now
 };
-Result<void> read_descriptors(const std::vector<ProcessRef>& processes, const DescriptorOptions& options,
-                              pb::LinuxState& out, std::vector<DescriptorObject>& objects);
+// What the last reading has found, and what has happened since.
+struct KnownDescriptors {
+  DescriptorMemory* memory = nullptr;        // taken apart
+  pb::LinuxState* state = nullptr;           // that the memory's places refer to; taken apart
+  const SyscallWatch* notes = nullptr;       // which numbers were named since
+  bool same_numbers = false;                 // no call of the kind `descriptor`
+};
+// `known`: may be null. The answer: what the next reading can begin with.
+Result<std::shared_ptr<DescriptorMemory>> read_descriptors(const std::vector<ProcessRef>& processes, const DescriptorOptions& options,
+                                                           const KnownDescriptors* known, pb::LinuxState& out,
+                                                           std::vector<DescriptorObject>& objects);
+// Whether files are where the last reading found them; others may have renamed or removed them.
+bool are_in_place(const DescriptorMemory& memory);
 
 // timed_calls.cc -------------------------------------------------------------------
 // Call with `out.registers` filled and nothing injected into the thread yet.
@@ -194,6 +214,9 @@ Result<void> read_threads(StoppedProcess& process, StateContext::Impl& context, 
 // What /proc tells: tree, credentials, limits, folders.
 struct Places { std::map<pid_t, pid_t> inside; };   // our pid -> inside
 Result<void> read_process(pid_t pid, const Places& places, pb::ProcessState& out);
+// Of these, what other programs may change (prlimit(2), renice(1), a rename of the working directory).
+Result<void> read_changeable(pid_t pid, pb::ProcessState& out);
+void read_changeable(pid_t tid, pb::Thread& out);
 Result<void> add_zombies(const StoppedTree& tree, const Places& places, pb::LinuxState& out);
 // Refuses what no process may have: seccomp filters, foreign namespaces, a tracer.
 void check_process(pid_t pid, pid_t keeper, const pb::WorkloadSpec& spec, const Report& report);

@@ -98,6 +98,15 @@ pb::ProcessState* find_or_add(pb::LinuxState& state, pid_t ns_pid) {
   return added;
 }
 
+Result<void> read_changeable(pid_t pid, pb::ProcessState& out) {
+  const std::string folder = "/proc/" + std::to_string(pid) + "/";
+  BATON_ASSIGN(*out.mutable_cwd(), read_link(folder + "cwd"));
+  BATON_ASSIGN(*out.mutable_root(), read_link(folder + "root"));
+  if (auto text = read_proc(folder + "oom_score_adj")) out.set_oom_score_adj(std::atoi(text->c_str()));
+  if (auto text = read_proc(folder + "coredump_filter")) out.set_coredump_filter(static_cast<std::uint32_t>(std::strtoul(text->c_str(), nullptr, 16)));
+  return read_limits(pid, out);
+}
+
 Result<void> read_process(pid_t pid, const Places& places, pb::ProcessState& out) {
   const std::string folder = "/proc/" + std::to_string(pid) + "/";
   BATON_ASSIGN(std::string status, read_proc(folder + "status"));
@@ -111,17 +120,13 @@ Result<void> read_process(pid_t pid, const Places& places, pb::ProcessState& out
   out.set_comm(comm);
   if (out.zombie()) return {};
   out.set_umask(static_cast<std::uint32_t>(std::strtoul(read_status_field(status, "Umask").c_str(), nullptr, 8)));
-  BATON_ASSIGN(*out.mutable_cwd(), read_link(folder + "cwd"));
-  BATON_ASSIGN(*out.mutable_root(), read_link(folder + "root"));
+  BATON_TRY(read_changeable(pid, out));
   if (out.cwd().size() > 10 && out.cwd().compare(out.cwd().size() - 10, 10, " (deleted)") == 0) {
     return make_error(Code::kUnsupported, "capture", "process " + std::to_string(pid) + ": its working directory has been removed: " + out.cwd());
   }
   BATON_ASSIGN(auto fields, read_stat_fields(pid));
   out.set_terminal(terminal_of(fields));
-  if (auto text = read_proc(folder + "oom_score_adj")) out.set_oom_score_adj(std::atoi(text->c_str()));
-  if (auto text = read_proc(folder + "coredump_filter")) out.set_coredump_filter(static_cast<std::uint32_t>(std::strtoul(text->c_str(), nullptr, 16)));
   if (auto text = read_proc(folder + "personality")) out.set_personality(std::strtoull(text->c_str(), nullptr, 16));
-  BATON_TRY(read_limits(pid, out));
   return {};
 }
 

@@ -135,15 +135,23 @@ void read_socket_options(int fd, pb::Socket& socket) {
   }
 }
 
-Result<void> SocketReader::read(int fd, std::uint64_t inode, pb::OpenFile& file, std::string& refused, std::string& differs) {
+Result<void> SocketReader::read(int fd, std::uint64_t inode, pb::OpenFile& file, const pb::Socket* known, std::string& refused, std::string& differs) {
   auto& socket = *file.mutable_socket();
-  socket.set_domain(integer_option(fd, SOL_SOCKET, SO_DOMAIN));
-  socket.set_type(integer_option(fd, SOL_SOCKET, SO_TYPE));
-  socket.set_protocol(integer_option(fd, SOL_SOCKET, SO_PROTOCOL));
   socket.set_inode(inode);
+  if (known != nullptr) {
+    socket.set_domain(known->domain());
+    socket.set_type(known->type());
+    socket.set_protocol(known->protocol());
+    *socket.mutable_options() = known->options();
+  } else {
+    socket.set_domain(integer_option(fd, SOL_SOCKET, SO_DOMAIN));
+    socket.set_type(integer_option(fd, SOL_SOCKET, SO_TYPE));
+    socket.set_protocol(integer_option(fd, SOL_SOCKET, SO_PROTOCOL));
+  }
   if (socket.domain() == AF_UNIX) {
     BATON_TRY(read_unix(fd, inode, socket, refused, differs));
-    read_socket_options(fd, socket);
+    if (known == nullptr && socket.kind() != pb::SOCKET_LISTENING) read_unix_buffer_sizes(fd, socket);
+    if (known == nullptr) read_socket_options(fd, socket);
     return {};
   }
   if (socket.domain() == AF_NETLINK) return read_netlink(fd, socket, refused, differs);
@@ -152,14 +160,14 @@ Result<void> SocketReader::read(int fd, std::uint64_t inode, pb::OpenFile& file,
     refused = name != nullptr ? std::string(name) + " not supported" : "sockets of family " + std::to_string(socket.domain()) + " are not supported";
     return {};
   }
-  read_socket_options(fd, socket);
+  if (known == nullptr) read_socket_options(fd, socket);
   std::string local = own_name(fd);
   if (has_port(local)) socket.set_local(local);
   if (socket.type() == SOCK_DGRAM && socket.protocol() == IPPROTO_UDP) {
     std::string peer = peer_name(fd);
     socket.set_kind(peer.empty() ? pb::SOCKET_PLAIN : pb::SOCKET_UDP_CONNECTED);
     socket.set_peer(peer);
-    return stopped ? read_datagrams(fd, socket, refused) : Result<void>();
+    return stopped ? read_datagrams(fd, socket, known, refused) : Result<void>();
   }
   if (socket.type() == SOCK_RAW) {
     std::string peer = peer_name(fd);

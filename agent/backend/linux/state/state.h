@@ -14,6 +14,7 @@
 
 #include "agent/backend/backend.h"
 #include "agent/backend/linux/remote/stopped_tree.h"
+#include "agent/backend/linux/remote/syscall_watch.h"
 #include "agent/backend/linux/state/machine.h"
 #include "base/error.h"
 #include "proto/checkpoint.pb.h"
@@ -36,17 +37,22 @@ class StateContext {
 
 // What is proved to be as it was at the context's last capture_state.
 struct Unchanged {
-  bool calls = false;       // no thread has made a call that leaves more behind than memory and transfers
+  bool calls = false;       // no thread has made a call that leaves more behind than memory, descriptors and transfers
+  bool descriptors = false; // and none that makes or changes descriptors
   bool transfers = false;   // and none that moves data or positions of files
+  const SyscallWatch* notes = nullptr;   // the numbers that were named since; with `calls`
 };
 
 // Reads everything that the memory room does not. Kept in the context, in three parts: what every
-// freeze reads (registers, signal queues, clocks), descriptors, and the rest; the second and the
-// third are read again unless `unchanged` says that they need not be (and at times all the same,
-// for what others may do to the program: prlimit(2), renice). Memory objects that a descriptor
+// freeze reads (registers, signal queues, clocks), descriptors, and the rest; of the second and the
+// third as much is read again as `unchanged` leaves open (and at times all the same, for what
+// others may do to the program: prlimit(2), renice). Memory objects that a descriptor
 // refers to (memfd, deleted file) are only referred to, by DescriptorObject (below).
 // Fails: kUnsupported (names pid and resource), kTraceeGone, kFailed.
 Result<void> capture_state(StoppedTree& tree, StateContext& context, const Unchanged& unchanged);
+// Beside the running program, a few times per second at most: what others may have done to the
+// files that it has open, so that the next freeze need not look.
+void look_from_outside(StateContext& context);
 // What the last capture_state has read, put together; after the thaw. For each process the entry
 // with its pid (ns_pid) is found or added.
 void write_state(StateContext& context, pb::LinuxState& out);

@@ -167,10 +167,7 @@ Result<void> read_outside(StoppedThread& thread, pb::Thread& out, StatusFacts& f
   BATON_ASSIGN(std::string comm, read_proc("/proc/" + std::to_string(thread.tid) + "/comm"));
   if (!comm.empty() && comm.back() == '\n') comm.pop_back();
   out.set_comm(comm);
-  if (auto slack = read_proc("/proc/" + std::to_string(thread.tid) + "/timerslack_ns")) {
-    out.set_timer_slack_ns(std::strtoull(slack->c_str(), nullptr, 10));
-  }
-  read_scheduling(thread.tid, out);
+  read_changeable(thread.tid, out);
   return read_credentials(thread.tid, *out.mutable_credentials(), facts);
 }
 
@@ -288,6 +285,13 @@ Result<void> read_inside(StoppedProcess& process, StoppedThread& thread, bool le
 }
 
 }  // namespace
+
+void read_changeable(pid_t tid, pb::Thread& out) {
+  if (auto slack = read_proc("/proc/" + std::to_string(tid) + "/timerslack_ns")) {
+    out.set_timer_slack_ns(std::strtoull(slack->c_str(), nullptr, 10));
+  }
+  read_scheduling(tid, out);
+}
 
 Result<void> read_threads_now(StoppedProcess& process, StateContext::Impl& context, pb::ProcessState& out) {
   bool first = true;

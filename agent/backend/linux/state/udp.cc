@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -72,6 +73,8 @@ void read_membership(int fd, const Group& group, pb::DatagramState& out) {
 }
 
 Result<void> read_queue(int fd, pb::DatagramState& out, std::string& refused) {
+  pollfd arrived{fd, POLLIN, 0};
+  if (::poll(&arrived, 1, 0) == 0) return {};
   int before = -1, from_start = 0;
   socklen_t bytes = sizeof before;
   if (::getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &before, &bytes) != 0) return errno_error("SO_PEEK_OFF", "UDP socket");
@@ -104,7 +107,7 @@ Result<void> read_queue(int fd, pb::DatagramState& out, std::string& refused) {
 
 }  // namespace
 
-Result<void> SocketReader::read_datagrams(int fd, pb::Socket& socket, std::string& refused) {
+Result<void> SocketReader::read_datagrams(int fd, pb::Socket& socket, const pb::Socket* known, std::string& refused) {
   int corked = 0;
   socklen_t bytes = sizeof corked;
   if (::getsockopt(fd, IPPROTO_UDP, UDP_CORK, &corked, &bytes) == 0 && corked != 0) {
@@ -113,7 +116,8 @@ Result<void> SocketReader::read_datagrams(int fd, pb::Socket& socket, std::strin
   }
   pb::DatagramState state;
   BATON_TRY(read_queue(fd, state, refused));
-  if (!groups_known) {
+  if (known != nullptr) *state.mutable_memberships() = known->datagrams().memberships();
+  if (known == nullptr && !groups_known) {
     std::string folder = "/proc/" + std::to_string(any_pid) + "/net/";
     std::vector<Group> all;
     if (auto text = read_file(folder + "igmp")) groups_of_4(*text, all);
@@ -122,6 +126,7 @@ Result<void> SocketReader::read_datagrams(int fd, pb::Socket& socket, std::strin
     groups_known = true;
   }
   for (const auto& [interface, address] : groups) {
+    if (known != nullptr) break;
     if (address.size() == sizeof(sockaddr_in6) && socket.domain() != AF_INET6) continue;
     read_membership(fd, {interface, address}, state);
   }

@@ -119,6 +119,14 @@ Result<void> SocketReader::load_unix_queue(int fd, std::uint64_t inode) {
   return {};
 }
 
+Result<bool> SocketReader::load_queue_of_pair(int fd, int type, std::uint64_t inode) {
+  auto& queue = queues[inode];
+  auto got = read_unix_queue(fd, type, queue);
+  if (!got && got.error().code != Code::kUnsupported) return got.error();
+  if (!got) refused_queues[inode] = got.error().subject;
+  return std::all_of(queue.packets.begin(), queue.packets.end(), [](const WaitingPacket& packet) { return packet.files.empty(); });
+}
+
 void SocketReader::place_queue(std::uint64_t inode, pb::Socket& socket, std::string& refused) {
   if (auto no = refused_queues.find(inode); no != refused_queues.end()) refused = no->second;
   auto queue = queues.find(inode);
@@ -241,12 +249,11 @@ Result<void> SocketReader::read_unix(int fd, std::uint64_t inode, pb::Socket& so
       refused = "datagrams wait in a unix socket without a name";
     }
   }
-  read_buffer_sizes(fd, socket);
   return {};
 }
 
 // Those that were set.
-void SocketReader::read_buffer_sizes(int fd, pb::Socket& socket) {
+void read_unix_buffer_sizes(int fd, pb::Socket& socket) {
   auto size = [](int of, int name) {
     int value = 0;
     socklen_t bytes = sizeof value;

@@ -58,10 +58,12 @@ std::int64_t answer(const Registers& now);
 bool is_call_entry(const Registers& now);
 
 // The two bytes of the instruction that enters a system call, little-endian (0: it is not told
-// apart from others), and where struct pt_regs has the address behind it, and the call's number.
+// apart from others), and where struct pt_regs has the address behind it, the call's number, and
+// its arguments 0 to 2.
 std::uint16_t call_instruction();
 std::size_t instruction_pointer_offset();
 std::size_t call_number_offset();
+std::size_t argument_offset(unsigned which);
 
 // False for a thread in a 32-bit mode.
 bool is_native(const Registers& regs, std::size_t image_bytes);

@@ -37,6 +37,11 @@ std::uint16_t call_instruction() { return 0x050f; }   // syscall
 // arch/x86/include/asm/ptrace.h: pt_regs is laid out as user_regs_struct up to ss.
 std::size_t instruction_pointer_offset() { return offsetof(user_regs_struct, rip); }
 std::size_t call_number_offset() { return offsetof(user_regs_struct, orig_rax); }
+std::size_t argument_offset(unsigned which) {
+  constexpr std::size_t kOffsets[] = {offsetof(user_regs_struct, rdi), offsetof(user_regs_struct, rsi), offsetof(user_regs_struct, rdx)};
+  CHECK(which < std::size(kOffsets));
+  return kOffsets[which];
+}
 
 std::size_t slot_bytes() {
   static_assert(sizeof(SlotData) == 23 * 8);
