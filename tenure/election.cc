@@ -351,7 +351,7 @@ void Stepper::drive(const std::string& name, Workload& w) {
       return;
     }
   }
-  if (!w.want || base.owner() != s_.self || !w.running || base.voters().empty() || now_ < w.want_again) return;
+  if (!w.want || base.owner() != s_.self || !w.running || base.voters().empty() || now_ < w.want_again || view_.leaving(name)) return;
   if (same_nodes(base.voters(), w.want->voters(), false) && same_nodes(base.standbys(), w.want->standbys(), true)) {
     return;
   }

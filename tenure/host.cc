@@ -57,6 +57,7 @@ class Host::NodeView final : public View {
     return handlers_.held ? handlers_.held(workload) : handlers_.tip(workload);
   }
   bool knows_commits(const std::string& workload) const override { return handlers_.knows_commits(workload); }
+  bool leaving(const std::string& workload) const override { return handlers_.leaving && handlers_.leaving(workload); }
 
  private:
   const Handlers& handlers_;
@@ -167,6 +168,7 @@ void Host::publish(const std::vector<Effect>& effects) {
     known.may_run_until = may_run_until(state_, name, state_.woke);
     known.refused = refused_by_a_voter(state_, name, w);
     known.granted = granted_by_majority(state_, name, state_.woke);
+    known.changing = w.proposal.has_value();
     known.voted_for_another = tenure::voted_for_another(state_, name, w.disk.base().owner());
     known.counting = counting(state_, name, state_.woke);
   }

@@ -35,6 +35,7 @@ class Host {
     std::function<pb::TenureTip(const std::string& workload)> tip;             // as View
     std::function<pb::TenureTip(const std::string& workload)> held;            // as View; unset: as tip
     std::function<bool(const std::string& workload)> knows_commits;           // as View
+    std::function<bool(const std::string& workload)> leaving;                 // as View; unset: never
     std::function<void(const Effect& effect)> effect;                         // kLease, kOwned, kStop, kDecided
     std::function<void(const std::string& text)> problem;                     // of the voter's disk; empty: over
   };
@@ -65,6 +66,7 @@ class Host {
     Time may_run_until{};        // Time::max(): without limit
     bool refused = false;        // a voter answers, and does not support us
     bool granted = false;        // granted_by_majority
+    bool changing = false;       // a change of its record, proposed here, is under way
     std::vector<std::string> counting;
     bool voted_for_another = false;
   };

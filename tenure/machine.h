@@ -37,6 +37,8 @@ class View {
   virtual pb::TenureTip held(const std::string& workload) const { return tip(workload); }
   // Whether this node, as the owner, remembers what it has committed: not after a restart.
   virtual bool knows_commits(const std::string& workload) const = 0;
+  // Whether this node, as the owner, is about to give it to another: no time for other voters.
+  virtual bool leaving(const std::string& /*workload*/) const { return false; }
 };
 
 enum class EventKind {

@@ -1,5 +1,7 @@
 #include "agent/node/migration.h"
 
+#include <utility>
+
 #include "base/check.h"
 
 namespace baton::node {
@@ -61,6 +63,13 @@ std::vector<Effect> next(MigrationState& s, Phase phase, Effect effect) {
   return {effect};
 }
 
+// Frozen, and nothing handed over yet: the program runs on for a moment, then it is tried again.
+std::vector<Effect> try_later(MigrationState& s, const MigrationEvent& e) {
+  if (s.abort_asked || ++s.attempts >= kMaxAttempts) return give_up(s, e);
+  s.once_more = true;
+  return next(s, Phase::kThawing, Effect::kThaw);
+}
+
 std::vector<Effect> again(MigrationState& s, Effect effect) {
   ++s.retries;
   return {effect};
@@ -93,7 +102,7 @@ std::vector<Effect> advance(MigrationState& s, const MigrationEvent& e) {
     s.abort_asked = true;
     return {};
   }
-  const bool failed = e.kind == Kind::kFailed || e.kind == Kind::kUnknown;
+  const bool failed = e.kind == Kind::kFailed || e.kind == Kind::kUnknown || e.kind == Kind::kPassing;
   switch (s.phase) {
     case Phase::kIdle:
       CHECK(e.kind == Kind::kStart);
@@ -115,12 +124,14 @@ std::vector<Effect> advance(MigrationState& s, const MigrationEvent& e) {
       if (failed || s.abort_asked) return give_up(s, e);
       return next(s, Phase::kShipping, Effect::kShip);
     case Phase::kShipping:
+      if (e.kind == Kind::kPassing) return try_later(s, e);
       if (failed || s.abort_asked) return give_up(s, e);
       return next(s, Phase::kHolding, Effect::kHold);
     case Phase::kHolding:
       if (failed || s.abort_asked) return give_up(s, e);
       return next(s, Phase::kBuilding, Effect::kBuildTarget);
     case Phase::kBuilding:
+      if (e.kind == Kind::kPassing) return try_later(s, e);
       if (failed || s.abort_asked) return give_up(s, e);
       return next(s, Phase::kHandingOver, Effect::kChangeOwner);
     case Phase::kHandingOver:
@@ -145,6 +156,16 @@ std::vector<Effect> advance(MigrationState& s, const MigrationEvent& e) {
     case Phase::kThawing:
       if (failed) return again(s, Effect::kThaw);
       s.frozen = false;
+      if (std::exchange(s.once_more, false) && !s.abort_asked) {
+        if (!s.stop_and_copy) return next(s, Phase::kCopying, Effect::kCopyRound);
+        s.frozen = true;
+        return next(s, Phase::kFreezing, Effect::kFreeze);
+      }
+      if (s.abort_asked && s.error.empty()) {   // between two attempts
+        s.error = "aborted on request";
+        move_to(s, Phase::kFailed);
+        if (s.target_touched) return {Effect::kDiscardTarget, Effect::kFinishFailed};
+      }
       return next(s, Phase::kFailed, Effect::kFinishFailed);
     case Phase::kActivating:
       if (e.kind == Kind::kOk) return next(s, Phase::kDestroying, Effect::kDestroySource);

@@ -42,6 +42,7 @@ enum class MigrationEventKind {
   kOk,              // the effect under way succeeded
   kMore,            // copying: another round is worth it
   kFailed,          // it failed and had no effect
+  kPassing,         // the same, for a reason that may have gone after a moment of running on
   kUnknown,         // it may have taken effect
   kOwnerIsSource,   // answers of kAskOwner
   kOwnerIsTarget,
@@ -79,8 +80,12 @@ struct MigrationState {
   bool target_touched = false;  // the target may hold something of this migration
   bool abort_asked = false;
   std::uint32_t retries = 0;    // of the effect under way
+  std::uint32_t attempts = 0;   // freezes that were given up for a passing reason
+  bool once_more = false;       // thawing for another attempt
   std::string error;            // why it failed
 };
+
+inline constexpr std::uint32_t kMaxAttempts = 4;
 
 // Advances the state and answers what to do next, in order. Only the last effect of a
 // list answers with an event; kThaw and kDiscardTarget before it are tried and repeated by

@@ -63,6 +63,11 @@ Result<std::unique_ptr<NodeTenure>> NodeTenure::start(Options options, const tra
     if (it == raw->tips_.end() || raw->without_warden_.contains(workload)) return pb::TenureTip();
     return newer(it->second.original, it->second.held) ? it->second.original : it->second.held;
   };
+  handlers.leaving = [raw](const std::string& workload) {
+    std::lock_guard lock(raw->mutex_);
+    auto it = raw->tips_.find(workload);
+    return it != raw->tips_.end() && it->second.leaving;
+  };
   handlers.knows_commits = [raw](const std::string& workload) {
     std::lock_guard lock(raw->mutex_);
     auto it = raw->tips_.find(workload);
@@ -440,6 +445,12 @@ void NodeTenure::note_original(const std::string& workload, std::uint64_t incarn
   original.set_seq(seq);
 }
 
+void NodeTenure::note_leaving(const std::string& workload, bool leaving) {
+  std::lock_guard lock(mutex_);
+  tips_[workload].leaving = leaving;
+  if (leaving) voters_wanted_.erase(workload);
+}
+
 void NodeTenure::want(const pb::TenureRecord& wish) {
   const std::string& name = wish.workload();
   auto known = host_->known(name);
@@ -451,6 +462,7 @@ void NodeTenure::want(const pb::TenureRecord& wish) {
     first.set_incarnation(known->record.incarnation() + 1);
     first.set_reason("voters");
     std::lock_guard lock(mutex_);
+    if (tips_[name].leaving) return;
     first.set_committed_incarnation(tips_[name].newest.incarnation());
     first.set_committed_seq(tips_[name].newest.seq());
     voters_wanted_[name] = std::move(first);
@@ -471,9 +483,10 @@ void NodeTenure::want(const pb::TenureRecord& wish) {
 
 // ------------------------------------------------------------------ what the node asks
 
-Result<void> NodeTenure::ready_to_move(const std::string& workload) const {
-  if (!voted(workload)) return {};
-  if (host_->wait(workload, kReadyWait, [](const tenure::Host::Known& known) { return known.granted && !known.refused; })) return {};
+Result<std::uint64_t> NodeTenure::ready_to_move(const std::string& workload) const {
+  if (!voted(workload)) return std::uint64_t{0};
+  auto ready = [](const tenure::Host::Known& known) { return known.granted && !known.refused && !known.changing; };
+  if (auto known = host_->wait(workload, kReadyWait, ready)) return known->record.owner() == options_.node ? known->record.incarnation() : 0;
   return make_error(Code::kTimedOut, "migrate", workload + ": its voters do not all support this node, and might not support another",
                     "See baton show " + workload + " and baton node ls.");
 }

@@ -74,6 +74,8 @@ class NodeTenure final : public OwnerRecords {
   void note_tip(const std::string& workload, std::uint64_t incarnation, std::uint64_t seq, bool as_primary);
   // What has been handed over still stands here, frozen, at that checkpoint. Zero: it is gone.
   void note_original(const std::string& workload, std::uint64_t incarnation, std::uint64_t seq);
+  // It is being moved away from here, or no longer: meanwhile its voters stay as they are.
+  void note_leaving(const std::string& workload, bool leaving);
   // The wish of the owner: who votes and stands by. Without voters until now: the coordinator is
   // asked to hand over to them. Nothing happens when all is as wished.
   void want(const pb::TenureRecord& wish);
@@ -89,9 +91,10 @@ class NodeTenure final : public OwnerRecords {
   // time in ns; 0: without limit. Waits for the grants. Fails: kTimedOut, kConflict (another owns it).
   Result<std::uint64_t> lease_for_activation(const std::string& workload, std::uint64_t incarnation) const;
   bool linked(const std::string& peer) const { return host_->linked(peer); }
-  // Before a program is stopped to be moved: until its voters support it of their own accord, as
-  // they will have to support its new owner. Fails: kTimedOut.
-  Result<void> ready_to_move(const std::string& workload) const;
+  // Before a program is stopped to be moved, and after note_leaving: until no change of its voters is
+  // under way and they support it of their own accord, as they will have to support its new owner.
+  // The incarnation that it then has; 0: it has no voters. Fails: kTimedOut.
+  Result<std::uint64_t> ready_to_move(const std::string& workload) const;
   std::string coordinator_voter() const;                                       // HOST:PORT of its RPC; empty: it does not vote
   // This node takes over, by votes; the program is started by Events::owned. Blocks.
   Result<pb::TenureRecord> take_over(const pb::TakeOverRequest& request);
@@ -120,6 +123,7 @@ class NodeTenure final : public OwnerRecords {
     pb::TenureTip newest;                          // known of
     pb::TenureTip held;                            // in this node's store
     pb::TenureTip original;                        // note_original()
+    bool leaving = false;                          // note_leaving()
     bool counted = false;                          // committed by this node, as the owner, since its start
   };
   std::map<std::string, Tip> tips_;

@@ -4,7 +4,7 @@ checkpoints, each compared with the frozen original, and finds itself unharmed."
 import os
 import time
 
-from bench import Case, find, main, text_of, tracee, wait_until
+from bench import FAILED, Case, find, main, text_of, tracee, wait_until
 
 PROGRAMS = {
     "counter": ["20000", "FOLDER/numbers"], "threads": [], "registers": [], "mappings": [], "churn": [], "signals": [], "pending": [], "tree": [], "events": [], "clocks": [],
@@ -65,6 +65,39 @@ class Counter(Case):
         wait_until(lambda: len(text_of(path)) > at + 200, 20, "the counter goes on")
         numbers = [int(x.split()[1]) for x in text_of(path).splitlines()]
         self.assertEqual(numbers, list(range(1, len(numbers) + 1)))
+
+    # Counts in a file that all nodes see, under a lock on it; arguments: the file, seconds held, seconds not held.
+    LOCKER = ("import fcntl, os, sys, time\n"
+              "f, held, free, n = open(sys.argv[1], 'r+'), float(sys.argv[2]), float(sys.argv[3]), 0\n"
+              "print('ready', flush=True)\n"
+              "while True:\n"
+              "  fcntl.lockf(f, fcntl.LOCK_EX)\n"
+              "  n += 1\n"
+              "  time.sleep(held)\n"
+              "  os.pwrite(f.fileno(), b'%d' % n, 0)\n"
+              "  if free: fcntl.lockf(f, fcntl.LOCK_UN); time.sleep(free)\n")
+
+    def locker(self, name, held, free):
+        path = f"{self.bench.shared}/{name}.locked"
+        touch(path)
+        workload = self.start(name, ["/usr/bin/python3", "-S", "-E", "-c", self.LOCKER, path, str(held), str(free)], "--interval", "50ms").ready()
+        return workload, lambda: int(text_of(path) or 0)
+
+    def test_lock_that_is_held_now_and_then_does_not_hinder_a_move(self):
+        workload, count = self.locker("locker", 0.004, 0.016)
+        for number in range(12):
+            workload.migrate("ecu2" if number % 2 == 0 else "ecu1")
+            before = count()
+            wait_until(lambda: count() > before + 3, 20, "it counts on")
+
+    def test_lock_that_is_never_let_go_is_named_and_the_program_runs_on(self):
+        workload, count = self.locker("clinger", 0.005, 0)
+        problem = self.bench.baton("migrate", "clinger", "--to", "ecu2", expect=FAILED)
+        self.assertIn("lock", problem)
+        self.assertIn("clinger.locked", problem)
+        before = count()
+        wait_until(lambda: count() > before + 3, 20, "it counts on")
+        self.assertEqual(workload.place()[0], "ecu1")
 
     def test_logs_hold_all_that_a_program_printed_since_it_moved(self):
         self.bench.baton("run", "talker", "--node", "ecu1", "--", tracee("counter"), "20000")

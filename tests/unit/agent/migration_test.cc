@@ -2,6 +2,7 @@
 // unheard, or arrive late: ends with exactly one runner, or frozen and asking.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <random>
 #include <string>
@@ -27,6 +28,7 @@ struct World {
   bool committed = false;
   bool late_handover = false;  // a ChangeOwner on its way, expecting incarnation 1
   int activations = 0;
+  int frozen = 0, built = 0;   // how often; which of these freezes the target was built from
 
   void check() const {
     ASSERT_FALSE(source == Program::kRunning && target == Target::kRunning) << "two runners";
@@ -50,6 +52,7 @@ MigrationEvent perform(World& w, Effect effect, Mishap mishap, std::mt19937& ran
   const bool applied = mishap == Mishap::kNone || mishap == Mishap::kUnheard;
   MigrationEvent answer{Kind::kOk, ""};
   if (mishap == Mishap::kFails) answer = {Kind::kFailed, "injected"};
+  if (mishap == Mishap::kFails && (effect == Effect::kShip || effect == Effect::kBuildTarget) && random() % 2 == 0) answer.kind = Kind::kPassing;
   if (mishap == Mishap::kUnheard || mishap == Mishap::kLost) answer = {Kind::kUnknown, "unheard"};
   switch (effect) {
     case Effect::kPrepareTarget:
@@ -58,6 +61,10 @@ MigrationEvent perform(World& w, Effect effect, Mishap mishap, std::mt19937& ran
       if (answer.kind == Kind::kOk && random() % 3 != 0) answer.kind = Kind::kMore;
       break;
     case Effect::kFreeze:
+      if (applied) {
+        w.committed = false;   // what the target holds is older
+        ++w.frozen;
+      }
       if (applied) w.source = Program::kFrozen;  // a failed capture thaws by itself
       break;
     case Effect::kShip:
@@ -65,6 +72,7 @@ MigrationEvent perform(World& w, Effect effect, Mishap mishap, std::mt19937& ran
       break;
     case Effect::kBuildTarget:
       if (applied) w.target = Target::kBuilt;
+      if (applied) w.built = w.frozen;
       break;
     case Effect::kChangeOwner:
       EXPECT_TRUE(w.committed && w.source == Program::kFrozen);
@@ -90,6 +98,7 @@ MigrationEvent perform(World& w, Effect effect, Mishap mishap, std::mt19937& ran
     case Effect::kActivateTarget:
       if (applied) {
         EXPECT_EQ(w.owner, "target");
+        EXPECT_EQ(w.built, w.frozen) << "from an older freeze";
         w.target = Target::kRunning;
         ++w.activations;
       }
@@ -218,6 +227,34 @@ TEST(Migration, AbortBeforeHandover_RunsOnHere) {
   auto effects = step(state, {Kind::kMore, ""});
   EXPECT_EQ(effects.back(), Effect::kFinishFailed);
   EXPECT_EQ(state.phase, MigrationPhase::kFailed);
+}
+
+// Thawed, one more round, frozen again.
+TEST(Migration, PassingReason_IsTriedAgainAndNotForEver) {
+  for (const auto passing : {Effect::kShip, Effect::kBuildTarget}) {
+    for (int times : {1, static_cast<int>(kMaxAttempts) - 1, static_cast<int>(kMaxAttempts)}) {
+      World world;
+      MigrationState state;
+      std::mt19937 random(5);
+      MigrationEvent event{Kind::kStart, ""};
+      int left = times;
+      bool finished = false;
+      while (!finished) {
+        for (Effect effect : step(state, event)) {
+          finished = effect == Effect::kFinishDone || effect == Effect::kFinishFailed;
+          if (finished) break;
+          event = perform(world, effect, Mishap::kNone, random);
+          if (effect == passing && left-- > 0) event = {Kind::kPassing, "held"};
+        }
+      }
+      const bool moves = times < static_cast<int>(kMaxAttempts);
+      EXPECT_EQ(state.phase, moves ? MigrationPhase::kDone : MigrationPhase::kFailed);
+      EXPECT_EQ(world.target, moves ? Target::kRunning : Target::kNothing);
+      EXPECT_EQ(world.source, moves ? Program::kGone : Program::kRunning);
+      EXPECT_EQ(world.frozen, std::min(times + 1, static_cast<int>(kMaxAttempts)));
+      EXPECT_EQ(state.error, moves ? "" : "held");
+    }
+  }
 }
 
 TEST(Migration, FrozenFoundAtStart_JudgedByTheRecord) {

@@ -20,6 +20,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -357,6 +358,29 @@ class WpAsync final : public Tracker {
   std::vector<PageRun> fresh_;      // registered by enroll(), not collected yet
 };
 
+// Raises a process's limit of open files above the numbers that it has, for its lifetime.
+class OneMoreFile {
+ public:
+  explicit OneMoreFile(pid_t pid) : pid_(pid) {
+    if (::prlimit(pid_, RLIMIT_NOFILE, nullptr, &own_) != 0) return;
+    rlimit more = own_;
+    more.rlim_cur += kRoom;      // the limit may have been lowered below the numbers in use
+    more.rlim_max = std::max(more.rlim_max, more.rlim_cur);
+    raised_ = ::prlimit(pid_, RLIMIT_NOFILE, &more, nullptr) == 0;
+  }
+  ~OneMoreFile() {
+    if (raised_) (void)::prlimit(pid_, RLIMIT_NOFILE, &own_, nullptr);
+  }
+  OneMoreFile(const OneMoreFile&) = delete;
+  OneMoreFile& operator=(const OneMoreFile&) = delete;
+
+ private:
+  static constexpr rlim_t kRoom = 4096;
+  const pid_t pid_;
+  rlimit own_{};
+  bool raised_ = false;
+};
+
 Result<std::unique_ptr<Tracker>> attach(pid_t pid, Tracee& thread) {
   Found found = find_userfaultfds(pid);
   if (found.left_over) {
@@ -368,9 +392,14 @@ Result<std::unique_ptr<Tracker>> attach(pid_t pid, Tracee& thread) {
                       "process " + std::to_string(pid) + ": it uses userfaultfd itself");
   }
   BATON_ASSIGN(Pagemap pagemap, Pagemap::open(pid));
-  BATON_ASSIGN(std::uint64_t remote,
-               thread.checked("userfaultfd in", SYS_userfaultfd,
-                              {static_cast<std::uint64_t>(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)}));
+  const std::initializer_list<std::uint64_t> flags = {static_cast<std::uint64_t>(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)};
+  auto made = thread.checked("userfaultfd in", SYS_userfaultfd, flags);
+  if (!made && made.error().sys_errno == EMFILE) {
+    // It has as many open files as it may. One more, for as long as ours is among them.
+    OneMoreFile room(pid);
+    made = thread.checked("userfaultfd in", SYS_userfaultfd, flags);
+  }
+  BATON_ASSIGN(std::uint64_t remote, std::move(made));
   Fd uffd;
   int saved = 0;
   auto crossed = fault_point("track.uffd_made");

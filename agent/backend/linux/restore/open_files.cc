@@ -52,7 +52,7 @@ class Opener {
       BATON_ASSIGN(int number, keep_number(c_, *low, file.path()));
       if (file.kind() != pb::OPEN_FILE_PATH || (file.flags() & O_PATH) == 0) BATON_TRY(set_flags(file, number));
       if (!file.flock().empty()) {
-        BATON_TRY(maker_.checked("flock", file.path(), SYS_flock, {u(number), static_cast<std::uint64_t>(file.flock() == "w" ? 6 : 5)}));
+        BATON_TRY(unless_held(maker_.checked("flock", file.path(), SYS_flock, {u(number), static_cast<std::uint64_t>(file.flock() == "w" ? 6 : 5)}), file.path()));
       }
       for (const auto& lock : file.record_locks()) BATON_TRY(set_lock(maker_, number, lock, F_OFD_SETLK, file.path()));
       c_.open_numbers[static_cast<std::size_t>(index)] = number;
@@ -71,8 +71,14 @@ class Opener {
     request.l_start = static_cast<off_t>(lock.start());
     request.l_len = static_cast<off_t>(lock.bytes());
     BATON_ASSIGN(std::uint64_t at, puppet.put(std::as_bytes(std::span(&request, 1))));
-    BATON_TRY(puppet.checked("lock", subject, SYS_fcntl, {u(number), u(command), at}));
-    return {};
+    return unless_held(puppet.checked("lock", subject, SYS_fcntl, {u(number), u(command), at}), subject);
+  }
+  template <typename T>
+  static Result<void> unless_held(const Result<T>& locked, const std::string& subject) {
+    if (locked) return {};
+    if (locked.error().sys_errno != EAGAIN && locked.error().sys_errno != EACCES) return locked.error();
+    return make_error(Code::kConflict, "lock", subject + ": somebody holds a lock on it",
+                      "Another program, or this one where it still is, if both nodes see the file.");
   }
 
   static std::uint64_t u(int value) { return static_cast<std::uint64_t>(static_cast<std::int64_t>(value)); }
