@@ -20,7 +20,8 @@ namespace {
 
 const TableName kTable{NFPROTO_INET, "baton-hold"};
 constexpr std::uint32_t kOwner = 2;          // NFT_TABLE_F_OWNER (Linux 5.12)
-const std::string kChain = "arriving";
+const std::string kChain = "arriving", kLeaving = "leaving";
+constexpr std::uint8_t kNetdev = 5;          // NFPROTO_NETDEV
 constexpr std::size_t kFrameBytesMax = 70u << 10;
 
 }  // namespace
@@ -40,6 +41,13 @@ Result<void> Hold::set_up() {
   all.push_back(new_table(kTable, kOwner));
   all.push_back(new_base_chain(kTable, kChain, {NF_INET_LOCAL_IN, -300, {}}, Verdict::kAccept));
   BATON_TRY(filter_.commit(all, "nf_tables", "table baton-hold of " + port_.name()));
+
+  BATON_ASSIGN(leaving_, Netlink::open(NETLINK_NETFILTER));
+  leaving_table_ = {kNetdev, "baton-hold-" + port_.name()};
+  std::vector<Message> out;
+  out.push_back(new_table(leaving_table_, kOwner));
+  out.push_back(new_base_chain(leaving_table_, kLeaving, {NF_NETDEV_INGRESS, -300, port_.name()}, Verdict::kAccept));
+  BATON_TRY(leaving_.commit(out, "nf_tables", "table " + leaving_table_.name));
 
   tap_ = Fd::adopt(::socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!tap_) return errno_error("packet socket", port_.uplink().name);
@@ -84,7 +92,12 @@ Result<void> Hold::hold() {
     return done;
   }
   holding_ = true;
-  return {};
+  if (output_) return {};
+  std::vector<Message> stop;
+  stop.push_back(set_policy(leaving_table_, kLeaving, Verdict::kDrop));
+  done = leaving_.commit(stop, "hold what leaves", port_.name());
+  if (!done) release();
+  return done;
 }
 
 std::size_t Hold::pass_on(int interface, const Mac* source) {
@@ -116,6 +129,14 @@ void Hold::release() {
   if (auto done = filter_.commit(accept, "let in what arrives", port_.name()); !done) {
     spdlog::error("{}; its table is removed", done.error().message());
     filter_ = Netlink();   // the kernel removes what it owned
+  }
+  if (!output_) {
+    std::vector<Message> go;
+    go.push_back(set_policy(leaving_table_, kLeaving, Verdict::kAccept));
+    if (auto done = leaving_.commit(go, "let out what leaves", port_.name()); !done) {
+      spdlog::error("{}; its table is removed", done.error().message());
+      leaving_ = Netlink();
+    }
   }
   (void)listen(false).has_value();
   pass_on(port_.index(), nullptr);

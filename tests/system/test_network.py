@@ -4,7 +4,7 @@ their TCP connections, refused where the address is taken."""
 import os
 import time
 
-from bench import BUILD, Case, FAILED, find, main, tracee, wait_until
+from bench import BUILD, Case, FAILED, find, main, text_of, tracee, wait_until
 
 PORT = "7500"
 
@@ -63,6 +63,75 @@ class Network(Case):
         print(f"4 connections, 2 migrations: {records} records, longest silence {longest:.0f} ms, pauses {pauses} ms")
         # A retransmission timeout would add 200 ms at least.
         self.assertLess(longest, max(pauses) + 190)
+
+    # Sends a counted stream to whoever connects, no faster than the kernel lets it: at every moment something waits to be sent.
+    PACED = ("import socket, struct\n"
+             "s = socket.create_server(('0.0.0.0', %s))\n"
+             "print('ready', flush=True)\n"
+             "while True:\n"
+             "  c, _ = s.accept()\n"
+             "  c.setsockopt(socket.SOL_SOCKET, 47, struct.pack('Q', 3000000))\n"     # SO_MAX_PACING_RATE
+             "  n = 0\n"
+             "  try:\n"
+             "    while True:\n"
+             "      c.sendall(b''.join(b'%%08d' %% (n + i) for i in range(1000)))\n"
+             "      n += 1000\n"
+             "  except OSError: c.close()\n" % PORT)
+
+    def read_paced(self, address):
+        """Reads it, as an outside client; answers how to ask for how much has been read, and for the longest gap in seconds."""
+        reader = f"{self.bench.shared}/reader-{address}"
+        with open(reader, "w", encoding="ascii"):
+            pass
+        code = ("import os, socket, sys, time\n"
+                f"c = socket.create_connection(('{address}', {PORT}), 10)\n"
+                "c.settimeout(5); n, left, worst, last = 0, b'', 0, time.monotonic()\n"
+                "while True:\n"
+                "  data = c.recv(65536)\n"
+                "  now = time.monotonic(); worst = max(worst, now - last); last = now\n"
+                "  if not data: sys.exit('closed')\n"
+                "  left += data\n"
+                "  for at in range(0, len(left) - 7, 8):\n"
+                "    if int(left[at:at + 8]) != n: sys.exit(f'{left[at:at + 8]} instead of {n}')\n"
+                "    n += 1\n"
+                "  left = left[len(left) // 8 * 8:]\n"
+                f"  open('{reader}.new', 'w').write(f'{{n}} {{worst}}\\n')\n"
+                f"  os.rename('{reader}.new', '{reader}')\n")
+        client = self.bench.start_in("operator", "/usr/bin/python3", "-c", code)
+
+        def end():
+            client.kill()
+            client.wait()
+        self.addCleanup(end)
+
+        def look(which, kind):
+            self.assertIsNone(client.poll(), "the reader has ended")
+            words = text_of(reader).split()
+            return kind(words[which]) if len(words) == 2 else kind(0)
+        wait_until(lambda: look(0, int) > 1000, 20, "it reads")
+        return lambda: look(0, int), lambda: look(1, float)
+
+    def test_what_waits_to_be_sent_goes_on_from_the_other_node(self):
+        server = self.start("paced", ["/usr/bin/python3", "-S", "-E", "-c", self.PACED], "--address", "10.77.0.58/24", "--tcp", "established").ready()
+        count, gap = self.read_paced("10.77.0.58")
+        for number in range(8):
+            server.migrate("ecu2" if number % 2 == 0 else "ecu1")
+            before = count()
+            wait_until(lambda: count() > before + 100_000, 20, "it reads on")
+        print(f"the longest gap: {gap() * 1000:.0f} ms", flush=True)
+
+    def test_what_waits_to_be_sent_goes_on_after_a_power_off(self):
+        server = self.start("paced-held", ["/usr/bin/python3", "-S", "-E", "-c", self.PACED], "--address", "10.77.0.59/24", "--tcp", "established",
+                            "--output-commit", "--mode", "hot", "--interval", "10ms", "--standby", "ecu2").ready()
+        server.wait_commit(5)
+        server.voted()
+        count, gap = self.read_paced("10.77.0.59")
+        self.bench.vecu("kill", "ecu1")
+        self.addCleanup(self.bench.vecu, "start", "ecu1")
+        server.goes_on("ecu2")
+        before = count()
+        wait_until(lambda: count() > before + 50_000, 20, "it reads on")
+        print(f"the longest gap: {gap() * 1000:.0f} ms", flush=True)
 
     def test_address_is_reached_from_everywhere_and_goes_with_the_workload(self):
         server = self.serve("reached", "10.77.0.51", "--tcp", "close")

@@ -270,6 +270,8 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
   BATON_TRY(describe_tree(freeze, tree, out));
   tree.connections = target_.spec.tcp() == pb::TCP_ESTABLISHED && (options.keep_frozen || target_.spec.output_commit());
   if (tree.connections) BATON_TRY(hold_network());
+  // Before the connections are read: what leaves from here on may not be in what is read of them.
+  if (network_held_) stats.output_epoch = target_.network->mark_output();
   BATON_TRY(state::capture_state(tree, state_, unchanged));
   if (tree.connections && !network_held_ && !target_.spec.addresses().empty()) {
     pb::LinuxState read;
@@ -280,7 +282,6 @@ Result<void> LinuxAttachment::capture_frozen(Freeze& freeze, const backend::Capt
                         "The warden's log says what its kernel lacks; --tcp close goes without.");
     }
   }
-  if (network_held_) stats.output_epoch = target_.network->mark_output();
   BATON_TRY(fault_point("capture.state_read"));
   // By an injected call: after everything that wants the threads as they stopped.
   for (auto& m : out.memories) {

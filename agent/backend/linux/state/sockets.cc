@@ -3,6 +3,7 @@
 #include <netinet/icmp6.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -70,6 +71,8 @@ bool has_waiting(int fd) {
   return ::poll(&waiting, 1, 0) == 1 && (waiting.revents & POLLIN) != 0;
 }
 
+// What can be set to what was asked; not among them what the kernel adapts by itself (SO_INCOMING_CPU,
+// TCP_WINDOW_CLAMP). Numbers: of newer kernels than these headers, linux/in.h, in6.h, tcp.h, udp.h.
 struct Option { int level, name; bool tcp; };
 constexpr Option kOptions[] = {
     {SOL_SOCKET, SO_REUSEADDR, false}, {SOL_SOCKET, SO_REUSEPORT, false}, {SOL_SOCKET, SO_KEEPALIVE, false},
@@ -77,12 +80,26 @@ constexpr Option kOptions[] = {
     {SOL_SOCKET, SO_MARK, false}, {SOL_SOCKET, SO_RCVLOWAT, false}, {SOL_SOCKET, SO_LINGER, false},
     {SOL_SOCKET, SO_RCVTIMEO, false}, {SOL_SOCKET, SO_SNDTIMEO, false}, {SOL_SOCKET, SO_TIMESTAMP, false},
     {SOL_SOCKET, SO_PASSCRED, false}, {SOL_SOCKET, SO_DONTROUTE, false}, {SOL_SOCKET, SO_BINDTODEVICE, false},
-    {SOL_SOCKET, SO_BUSY_POLL, false},
+    {SOL_SOCKET, SO_BUSY_POLL, false}, {SOL_SOCKET, SO_MAX_PACING_RATE, false}, {SOL_SOCKET, SO_TIMESTAMPNS, false},
+    {SOL_SOCKET, SO_TIMESTAMPING, false}, {SOL_SOCKET, SO_RXQ_OVFL, false}, {SOL_SOCKET, SO_SELECT_ERR_QUEUE, false},
+    {SOL_SOCKET, SO_ZEROCOPY, false}, {SOL_SOCKET, SO_TXTIME, false}, {SOL_SOCKET, SO_PASSSEC, false}, {SOL_SOCKET, SO_NOFCS, false},
+    {SOL_SOCKET, 69 /* SO_PREFER_BUSY_POLL */, false}, {SOL_SOCKET, 70 /* SO_BUSY_POLL_BUDGET */, false},
+    {SOL_SOCKET, 74 /* SO_TXREHASH */, false}, {SOL_SOCKET, 75 /* SO_RCVMARK */, false}, {SOL_SOCKET, 76 /* SO_PASSPIDFD */, false},
     {IPPROTO_IP, IP_TOS, false}, {IPPROTO_IP, IP_TTL, false}, {IPPROTO_IP, IP_PKTINFO, false},
     {IPPROTO_IP, IP_RECVTTL, false}, {IPPROTO_IP, IP_RECVTOS, false}, {IPPROTO_IP, IP_MTU_DISCOVER, false},
     {IPPROTO_IP, IP_FREEBIND, false}, {IPPROTO_IP, IP_TRANSPARENT, false}, {IPPROTO_IP, IP_RECVERR, false},
     {IPPROTO_IP, IP_MULTICAST_TTL, false}, {IPPROTO_IP, IP_MULTICAST_LOOP, false},
     {IPPROTO_IP, IP_MULTICAST_ALL, false}, {IPPROTO_IP, IP_RECVORIGDSTADDR, false}, {IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, false},
+    {IPPROTO_IP, IP_RECVOPTS, false}, {IPPROTO_IP, IP_RETOPTS, false}, {IPPROTO_IP, IP_OPTIONS, false}, {IPPROTO_IP, IP_PASSSEC, false},
+    {IPPROTO_IP, IP_MINTTL, false}, {IPPROTO_IP, IP_NODEFRAG, false}, {IPPROTO_IP, IP_CHECKSUM, false}, {IPPROTO_IP, IP_RECVFRAGSIZE, false},
+    {IPPROTO_IP, 26 /* IP_RECVERR_RFC4884 */, false}, {IPPROTO_IP, IP_UNICAST_IF, false}, {IPPROTO_IP, 51 /* IP_LOCAL_PORT_RANGE */, false},
+    {IPPROTO_IPV6, IPV6_MULTICAST_ALL, false}, {IPPROTO_IPV6, IPV6_RECVHOPOPTS, false}, {IPPROTO_IPV6, IPV6_RECVRTHDR, false},
+    {IPPROTO_IPV6, IPV6_RECVDSTOPTS, false}, {IPPROTO_IPV6, IPV6_RECVPATHMTU, false}, {IPPROTO_IPV6, IPV6_DONTFRAG, false},
+    {IPPROTO_IPV6, IPV6_AUTOFLOWLABEL, false}, {IPPROTO_IPV6, IPV6_MINHOPCOUNT, false}, {IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, false},
+    {IPPROTO_IPV6, IPV6_TRANSPARENT, false}, {IPPROTO_IPV6, IPV6_RECVFRAGSIZE, false}, {IPPROTO_IPV6, IPV6_FREEBIND, false},
+    {IPPROTO_IPV6, 11 /* IPV6_FLOWINFO */, false}, {IPPROTO_IPV6, 33 /* IPV6_FLOWINFO_SEND */, false},
+    {IPPROTO_IPV6, 31 /* IPV6_RECVERR_RFC4884 */, false}, {IPPROTO_IPV6, IPV6_UNICAST_IF, false},
+    {IPPROTO_UDP, UDP_NO_CHECK6_TX, false}, {IPPROTO_UDP, UDP_NO_CHECK6_RX, false}, {IPPROTO_UDP, UDP_SEGMENT, false}, {IPPROTO_UDP, UDP_GRO, false},
     {IPPROTO_IPV6, IPV6_MULTICAST_IF, false}, {IPPROTO_IPV6, IPV6_MULTICAST_HOPS, false},
     {IPPROTO_IPV6, IPV6_MULTICAST_LOOP, false}, {IPPROTO_IPV6, IPV6_RECVTCLASS, false},
     {IPPROTO_IPV6, IPV6_RECVHOPLIMIT, false}, {IPPROTO_IPV6, IPV6_MTU_DISCOVER, false},
@@ -92,7 +109,9 @@ constexpr Option kOptions[] = {
     {IPPROTO_TCP, TCP_NODELAY, true}, {IPPROTO_TCP, TCP_KEEPIDLE, true}, {IPPROTO_TCP, TCP_KEEPINTVL, true},
     {IPPROTO_TCP, TCP_KEEPCNT, true}, {IPPROTO_TCP, TCP_DEFER_ACCEPT, true}, {IPPROTO_TCP, TCP_USER_TIMEOUT, true},
     {IPPROTO_TCP, TCP_SYNCNT, true}, {IPPROTO_TCP, TCP_LINGER2, true}, {IPPROTO_TCP, TCP_CORK, true},
-    {IPPROTO_TCP, TCP_FASTOPEN, true}, {IPPROTO_TCP, TCP_CONGESTION, true},
+    {IPPROTO_TCP, TCP_FASTOPEN, true}, {IPPROTO_TCP, TCP_CONGESTION, true}, {IPPROTO_TCP, 16 /* TCP_THIN_LINEAR_TIMEOUTS */, true},
+    {IPPROTO_TCP, 25 /* TCP_NOTSENT_LOWAT */, true}, {IPPROTO_TCP, 27 /* TCP_SAVE_SYN */, true}, {IPPROTO_TCP, 30 /* TCP_FASTOPEN_CONNECT */, true},
+    {IPPROTO_TCP, 34 /* TCP_FASTOPEN_NO_COOKIE */, true}, {IPPROTO_TCP, 36 /* TCP_INQ */, true}, {IPPROTO_TCP, 37 /* TCP_TX_DELAY */, true},
 };
 
 std::string raw_option(int fd, const Option& o) {
@@ -167,6 +186,10 @@ Result<void> SocketReader::read(int fd, std::uint64_t inode, pb::OpenFile& file,
     std::string peer = peer_name(fd);
     socket.set_kind(peer.empty() ? pb::SOCKET_PLAIN : pb::SOCKET_UDP_CONNECTED);
     socket.set_peer(peer);
+    if (integer_option(fd, IPPROTO_UDP, UDP_CORK) > 0) {
+      refused = "a UDP socket that is corked: what it holds back cannot be read";
+      return {};
+    }
     return stopped ? read_datagrams(fd, socket, known, refused) : Result<void>();
   }
   if (socket.type() == SOCK_RAW) {
@@ -210,8 +233,7 @@ Result<void> SocketReader::read_netlink(int fd, pb::Socket& socket, std::string&
   sockaddr_nl own{};
   socklen_t bytes = sizeof own;
   if (::getsockname(fd, reinterpret_cast<sockaddr*>(&own), &bytes) != 0) return errno_error("getsockname", "netlink socket");
-  own.nl_groups = 0;
-  if (own.nl_pid != 0) socket.set_local(reinterpret_cast<const char*>(&own), sizeof own);
+  if (own.nl_pid != 0) socket.set_local(reinterpret_cast<const char*>(&own), sizeof own);   // with the groups: to bind is to replace them
   read_socket_options(fd, socket);
   auto keep = [&](int name, int value) {
     auto& saved = *socket.add_options();

@@ -108,12 +108,6 @@ Result<void> read_queue(int fd, pb::DatagramState& out, std::string& refused) {
 }  // namespace
 
 Result<void> SocketReader::read_datagrams(int fd, pb::Socket& socket, const pb::Socket* known, std::string& refused) {
-  int corked = 0;
-  socklen_t bytes = sizeof corked;
-  if (::getsockopt(fd, IPPROTO_UDP, UDP_CORK, &corked, &bytes) == 0 && corked != 0) {
-    refused = "a UDP socket that is corked: what it holds back cannot be read";
-    return {};
-  }
   pb::DatagramState state;
   BATON_TRY(read_queue(fd, state, refused));
   if (known != nullptr) *state.mutable_memberships() = known->datagrams().memberships();
