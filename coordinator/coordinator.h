@@ -170,7 +170,8 @@ class Coordinator {
                                          const std::string& to);
   pb::PeerAddress source_for(const Held& held, const std::string& target) const;
   // Brings the stored standbys in line with the owner and with who is there.
-  void settle_standbys(const std::string& name, bool owner_moved);
+  // `suspect`: a node that fell silent just now; kept out where another can stand by. May be empty.
+  void settle_standbys(const std::string& name, bool owner_moved, const std::string& suspect = {});
 
   // voting.cc
   bool voted(const pb::OwnerRecord& owner) const { return owner.tenure().voters_size() > 0; }

@@ -149,8 +149,9 @@ void Coordinator::return_standbys(const std::string& node) {
   if (!records) return;
   for (const auto& record : *records) {
     const auto& spec = record.value.spec();
-    const bool named = spec.node() == node || std::count(spec.standbys().begin(), spec.standbys().end(), node) > 0;
     auto one = known(spec.name());
+    const bool home = one && spec.fail_back() == pb::FAIL_BACK_AUTO && one->owner.reason() == "takeover" && one->owner.previous_owner() == node;
+    const bool named = home || spec.node() == node || std::count(spec.standbys().begin(), spec.standbys().end(), node) > 0;
     if (!named || !one || record.value.wanted_standbys() == 0 || one->owner.owner() == node || one->owner.owner().empty()) continue;
     auto now = standbys_of(*one);
     if (std::count(now.begin(), now.end(), node) > 0 || now.size() > record.value.wanted_standbys()) continue;

@@ -19,7 +19,7 @@ std::uint64_t Membership::register_node(const pb::NodeRecord& record) {
   Node& node = nodes_[record.name()];
   node.record = record;
   node.session = ++last_session_;
-  node.last_seen = clock_.boot_now();
+  node.last_seen = node.registered_at = clock_.boot_now();
   node.ever_seen = true;
   return node.session;
 }
@@ -102,6 +102,7 @@ NodeView Membership::view_of(const std::string& name, const Node& node) const {
   view.ever_seen = node.ever_seen;
   const auto now = clock_.boot_now();
   view.silent_for = now - (node.ever_seen ? node.last_seen : started_);
+  view.registered_for = node.ever_seen ? now - node.registered_at : std::chrono::nanoseconds{};
   view.reachable = node.ever_seen && view.silent_for <= kUnreachableAfter;
   view.declared_unreachable = view.silent_for > kUnreachableAfter;
   view.statuses = node.statuses;

@@ -38,6 +38,7 @@ struct NodeView {
   bool reachable = false;
   bool declared_unreachable = false;
   std::chrono::nanoseconds silent_for{};
+  std::chrono::nanoseconds registered_for{};   // since its present session began
   bool ever_seen = false;  // since this coordinator started
   std::map<std::string, pb::WorkloadStatus> statuses;
   std::map<std::string, pb::HeldCheckpoint> held;
@@ -75,7 +76,7 @@ class Membership {
     pb::NodeRecord record;
     std::uint64_t session = 0;  // 0: none
     bool ever_seen = false;
-    std::chrono::nanoseconds last_seen{};
+    std::chrono::nanoseconds last_seen{}, registered_at{};
     std::map<std::string, pb::WorkloadStatus> statuses;
     std::map<std::string, pb::HeldCheckpoint> held;
     std::map<std::string, Noted> notes;

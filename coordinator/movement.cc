@@ -206,20 +206,25 @@ Result<void> Coordinator::abort_migration(const std::string& name) {
 
 // The owner moved, or nodes came and went: keeps reachable standbys, fills up to the
 // wanted number, and never leaves a workload without the standbys it had.
-void Coordinator::settle_standbys(const std::string& name, bool owner_moved) {
+void Coordinator::settle_standbys(const std::string& name, bool owner_moved, const std::string& suspect) {
   auto one = known(name);
   if (!one) return;
   auto& record = one->record.value;
   const auto now = standbys_of(*one);
   PlacementRequest request;
   request.standby_count = record.wanted_standbys();
+  // It may have come back before anybody told of the takeover.
+  auto suspected = suspect.empty() ? std::nullopt : membership_.view(suspect);
+  const bool silent = suspected && suspected->registered_for > kUnreachableAfter;
   std::vector<std::string> reachable;
   for (const auto& standby : now) {
     auto view = membership_.view(standby);
-    if (view && view->reachable && !view->drained) reachable.push_back(standby);
+    if (view && view->reachable && !view->drained && !(silent && standby == suspect)) reachable.push_back(standby);
   }
+  auto fit = candidates();
+  std::erase_if(fit, [&](const auto& candidate) { return silent && candidate.name == suspect; });
   Placement chosen =
-      choose_standbys(request, one->owner.owner(), owner_moved ? reachable : now, candidates());
+      choose_standbys(request, one->owner.owner(), owner_moved ? reachable : now, fit);
   for (const auto& standby : now) {
     if (chosen.standbys.size() < request.standby_count &&
         std::count(chosen.standbys.begin(), chosen.standbys.end(), standby) == 0) {

@@ -41,7 +41,9 @@ void Coordinator::follow_record(const pb::TenureRecord& record) {
     membership_.forget((*before)->owner(), record.workload());
     auto operation = store_.get<pb::OperationRecord>(record.workload());
     // A migration or restore under way settles its standbys itself.
-    if (operation && operation->version == 0) settle_standbys(record.workload(), true);
+    // A takeover that nobody asked for: its last owner does not answer, though it is not declared unreachable yet.
+    const std::string suspect = record.reason() == "takeover" ? (*before)->owner() : std::string();
+    if (operation && operation->version == 0) settle_standbys(record.workload(), true, suspect);
   }
   changed_.notify_all();
   wake_sessions();

@@ -67,6 +67,8 @@ Workload::~Workload() {
     std::lock_guard lock(mutex_);
     gone.swap(links_);
   }
+  gone.clear();
+  ending_links_.clear();   // waits for them
 }
 
 void Workload::halt(const std::string& state) {
@@ -279,6 +281,12 @@ void Workload::reconcile_links() {
       gone_.pages_zero += stats.pages_zero;
       gone_.bytes_sent += stats.bytes_sent;
     }
+  }
+  // One that tries to reach a node that is off ends when its attempt does, which nobody waits for.
+  std::erase_if(ending_links_, [](auto& one) { return one.wait_for(0s) == std::future_status::ready; });
+  for (auto& link : gone) {
+    if (link.replicator->connected()) continue;
+    ending_links_.push_back(std::async(std::launch::async, [ending = std::move(link.replicator)]() mutable { ending.reset(); }));
   }
   gone.clear();
   auto have = [&](const std::string& node, bool standby) {

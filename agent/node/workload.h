@@ -12,6 +12,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -162,6 +163,7 @@ class Workload {
   std::uint64_t pages_written_ = 0;
   std::uint64_t pages_written_before_ = 0;   // at the newest capture
   ReplicatorStats gone_;            // of links that are no more
+  std::vector<std::future<void>> ending_links_;   // only its own thread's
   int exit_status_ = 0;
   std::shared_ptr<MigrationJob> migration_;
   std::atomic<bool> abort_asked_{false};

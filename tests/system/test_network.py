@@ -85,7 +85,7 @@ class Network(Case):
             pass
         code = ("import os, socket, sys, time\n"
                 f"c = socket.create_connection(('{address}', {PORT}), 10)\n"
-                "c.settimeout(5); n, left, worst, last = 0, b'', 0, time.monotonic()\n"
+                "c.settimeout(30); n, left, worst, last = 0, b'', 0, time.monotonic()\n"
                 "while True:\n"
                 "  data = c.recv(65536)\n"
                 "  now = time.monotonic(); worst = max(worst, now - last); last = now\n"
@@ -130,7 +130,7 @@ class Network(Case):
         self.addCleanup(self.bench.vecu, "start", "ecu1")
         server.goes_on("ecu2")
         before = count()
-        wait_until(lambda: count() > before + 50_000, 20, "it reads on")
+        wait_until(lambda: count() > before + 50_000, 60, "it reads on")
         print(f"the longest gap: {gap() * 1000:.0f} ms", flush=True)
 
     def test_address_is_reached_from_everywhere_and_goes_with_the_workload(self):

@@ -632,6 +632,34 @@ TEST_F(CoordinatorTest, Failover_OfAVotedWorkload_GetsAnotherStandbyWhenTheOldNo
   }));
 }
 
+// Nobody waits until the node that fell silent is declared unreachable: until then nothing would be committed.
+TEST_F(CoordinatorTest, Takeover_OfASilentNode_GetsAnotherStandbyAtOnce_UnlessItIsBackAlready) {
+  for (bool back : {false, true}) {
+    const std::string name = back ? "y" : "x";
+    for (const char* node : {"ecu1", "ecu2", "ecu3"}) join(node);
+    auto request = run_request(name, "ecu1");
+    request.mutable_spec()->add_standbys("ecu2");
+    ASSERT_TRUE(core_->run(request, "test"));
+    auto voted = voted_x(2, "ecu1");
+    voted.set_workload(name);
+    ASSERT_TRUE(core_->enter_voters("ecu1", voted));
+    for (int i = 0; i < 12; ++i) {
+      clock_.advance(300ms);
+      for (const char* node : {"ecu1", "ecu2", "ecu3"}) beat(node);
+    }
+    if (back) join("ecu1");
+    auto taken = voted_x(3, "ecu2");
+    taken.set_workload(name);
+    taken.set_reason("takeover");
+    taken.set_previous_owner("ecu1");
+    ASSERT_TRUE(core_->note_tenure("ecu2", note_of(taken)));
+    auto info = core_->show_workload(name);
+    ASSERT_TRUE(info);
+    ASSERT_EQ(info->spec().standbys_size(), 1);
+    EXPECT_EQ(info->spec().standbys(0), back ? "ecu1" : "ecu3");
+  }
+}
+
 TEST_F(CoordinatorTest, FailBack_AfterATakeover_GoesHomeOnceThatHasStoodByForAWhile) {
   for (const char* node : {"ecu1", "ecu2", "ecu3"}) join(node);
   auto request = run_request("x", "ecu1");

@@ -75,8 +75,29 @@ class Repair {
   int reuse_, urgent_inline_;
 };
 
+// While the send queue is chosen the kernel counts everything that waits to be sent as sent, and
+// sends nothing, should its pacing timer fire just then (tcp_write_xmit, net/ipv4/tcp_output.c). So
+// it is chosen for the one call that needs it and no longer.
+class ChosenQueue {
+ public:
+  static Result<ChosenQueue> choose(int fd, int queue) {
+    BATON_TRY(set_option(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, queue, "TCP_REPAIR_QUEUE"));
+    return ChosenQueue(fd);
+  }
+  ChosenQueue(ChosenQueue&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  ChosenQueue& operator=(ChosenQueue&&) = delete;
+  ~ChosenQueue() {
+    const int none = TCP_NO_QUEUE;
+    if (fd_ >= 0) ::setsockopt(fd_, IPPROTO_TCP, TCP_REPAIR_QUEUE, &none, sizeof none);
+  }
+
+ private:
+  explicit ChosenQueue(int fd) : fd_(fd) {}
+  int fd_;
+};
+
 Result<std::uint32_t> sequence(int fd, int queue) {
-  BATON_TRY(set_option(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, queue, "TCP_REPAIR_QUEUE"));
+  BATON_ASSIGN(ChosenQueue chosen, ChosenQueue::choose(fd, queue));
   BATON_ASSIGN(int value, option(fd, IPPROTO_TCP, TCP_QUEUE_SEQ, "TCP_QUEUE_SEQ"));
   return static_cast<std::uint32_t>(value);
 }
@@ -84,7 +105,7 @@ Result<std::uint32_t> sequence(int fd, int queue) {
 Result<std::string> content(int fd, int queue, std::uint32_t bytes) {
   std::string out(bytes, '\0');
   if (bytes == 0) return out;
-  BATON_TRY(set_option(fd, IPPROTO_TCP, TCP_REPAIR_QUEUE, queue, "TCP_REPAIR_QUEUE"));
+  BATON_ASSIGN(ChosenQueue chosen, ChosenQueue::choose(fd, queue));
   ssize_t n = ::recv(fd, out.data(), out.size(), MSG_PEEK | MSG_DONTWAIT);
   if (n < 0) return errno_error("read queue", "TCP connection");
   out.resize(static_cast<std::size_t>(n));
