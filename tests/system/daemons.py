@@ -59,7 +59,7 @@ class Daemon:
     user = None
 
     def __init__(self, folder, port):
-        self.folder, self.port = f"{folder}/{self.name}", port
+        self.folder, self.port = f"{folder}/{self.name}-{port}", port
         os.makedirs(self.folder, exist_ok=True)
         os.chmod(self.folder, 0o755)
         self.host = "127.0.0.1"
