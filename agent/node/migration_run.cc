@@ -225,6 +225,7 @@ MigrationEvent MigrationRun::prepare() {
     if (*ready > w_.incarnation()) {   // its voters were changed just before
       w_.set_incarnation(*ready);
       w_.env_.new_incarnation(w_.name(), *ready);
+      w_.reconcile_links();   // they were opened under the one before
     }
   }
   pb::PrepareTargetRequest request;

@@ -386,12 +386,11 @@ TEST(UnchangedHelper, LivesAsToldByEnvironment) {
   live(numbers);
 }
 
-// Captures it before and after each step, reading what is not proved unchanged, and at the end whole.
-void expect_that_captures_show_all(const std::vector<std::size_t>& numbers) {
-  Group group;
+// Waits until it lives; it takes these steps when it is told to.
+pid_t begin_program(const Group& group, const std::vector<std::size_t>& numbers) {
   std::string told;
   for (std::size_t n : numbers) told += std::to_string(n) + " ";
-  pid_t pid = ::fork();
+  const pid_t pid = ::fork();
   if (pid == 0) {
     group.join();
     ::setenv("UNCHANGED_STEPS", told.c_str(), 1);
@@ -400,6 +399,20 @@ void expect_that_captures_show_all(const std::vector<std::size_t>& numbers) {
     ::_exit(97);
   }
   await_order(pid, 1);
+  return pid;
+}
+
+void end_program(pid_t pid) {
+  ::kill(pid, SIGKILL);
+  ::waitpid(pid, nullptr, 0);
+  const std::string name = "/tmp/unchanged_test." + std::to_string(::getpid());
+  for (const char* end : {"", ".new", ".fifo", ".other", ".held"}) ::unlink((name + end).c_str());
+}
+
+// Captures it before and after each step, reading what is not proved unchanged, and at the end whole.
+void expect_that_captures_show_all(const std::vector<std::size_t>& numbers) {
+  Group group;
+  const pid_t pid = begin_program(group, numbers);
   {
     auto watched = attach(pid, group.path(), "auto");
     ASSERT_TRUE(watched) << watched.error().message();
@@ -424,10 +437,7 @@ void expect_that_captures_show_all(const std::vector<std::size_t>& numbers) {
     ModelSink whole;
     EXPECT_EQ(after, capture(**full, whole));
   }
-  ::kill(pid, SIGKILL);
-  ::waitpid(pid, nullptr, 0);
-  const std::string name = "/tmp/unchanged_test." + std::to_string(::getpid());
-  for (const char* end : {"", ".new", ".fifo", ".other", ".held"}) ::unlink((name + end).c_str());
+  end_program(pid);
 }
 
 class EveryStep : public testing::TestWithParam<std::size_t> {};
@@ -473,14 +483,7 @@ TEST(Unchanged, WhatOthersChange_IsInTheCheckpointSoon) {
       {"deleted file", [&](pid_t) { ASSERT_EQ(::unlink((name + ".other").c_str()), 0); }},
   };
   Group group;
-  pid_t pid = ::fork();
-  if (pid == 0) {
-    group.join();
-    ::setenv("UNCHANGED_STEPS", "0", 1);
-    ::execl("/proc/self/exe", "unchanged_test", "--gtest_filter=UnchangedHelper.*", nullptr);
-    ::_exit(97);
-  }
-  await_order(pid, 1);
+  const pid_t pid = begin_program(group, {0});
   auto watched = attach(pid, group.path(), "auto");
   ASSERT_TRUE(watched) << watched.error().message();
   ModelSink sink;
@@ -501,9 +504,7 @@ TEST(Unchanged, WhatOthersChange_IsInTheCheckpointSoon) {
   ASSERT_TRUE(full) << full.error().message();
   ModelSink whole;
   EXPECT_EQ(before, capture(**full, whole));
-  ::kill(pid, SIGKILL);
-  ::waitpid(pid, nullptr, 0);
-  for (const char* end : {"", ".new", ".fifo", ".other", ".held"}) ::unlink((name + end).c_str());
+  end_program(pid);
 }
 
 TEST(SyscallWatch, Calls_AreCountedByKind_AndOnlyInThisCgroup) {

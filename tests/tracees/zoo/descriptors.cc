@@ -7,6 +7,7 @@
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -660,7 +661,26 @@ Animal userfault() {
   return {[=](Check& c) { c.expect(fcntl(fd, F_GETFD) >= 0, "open"); }, {}};
 }
 
+// No number is left: what Baton needs for a moment must not fail, and the limit stays.
+Animal all_numbers_taken() {
+  rlimit few{64, 96};
+  MUST(setrlimit(RLIMIT_NOFILE, &few) == 0);
+  while (open("/dev/null", O_RDONLY) >= 0) {}
+  MUST(errno == EMFILE);
+  return {[](Check& c) {
+            rlimit now{};
+            getrlimit(RLIMIT_NOFILE, &now);
+            c.same(static_cast<long long>(now.rlim_cur), 64, "the soft limit");
+            c.same(static_cast<long long>(now.rlim_max), 96, "the hard limit");
+            c.same(open("/dev/null", O_RDONLY), -1, "no number is left");
+            c.same(errno, EMFILE, "error");
+            c.same(fcntl(63, F_GETFD), 0, "the last one is open");
+          },
+          {}};
+}
+
 const std::vector<Case> kCases = {
+    {"all-numbers-taken", "descriptors", nullptr, all_numbers_taken},
     {"eventfd-counter", "eventfd", nullptr, eventfd_counter},
     {"eventfd-semaphore", "eventfd", nullptr, eventfd_semaphore},
     {"epoll-level", "epoll", nullptr, epoll_level},

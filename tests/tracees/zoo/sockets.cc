@@ -404,12 +404,15 @@ Animal netlink_route() {
 }
 
 Animal icmp() {
-  FILE* f = fopen("/proc/sys/net/ipv4/ping_group_range", "w");   // of this network namespace, where it may
+  FILE* f = fopen("/proc/sys/net/ipv4/ping_group_range", "w");   // of the runner's network namespace
   if (f != nullptr) {
     fprintf(f, "0 2147483647");
     fclose(f);
   }
-  if (socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP) < 0) MUST(socket(AF_INET, SOCK_DGRAM, 136) >= 0);   // not allowed here: as refused as that
+  if (socket(AF_INET, SOCK_DGRAM, IPPROTO_ICMP) < 0) {
+    tracee::say("SKIPPED: ICMP sockets (net.ipv4.ping_group_range)");
+    _exit(0);
+  }
   return {[](Check&) {}, {}};
 }
 
@@ -419,7 +422,10 @@ Animal packet() {
 }
 
 Animal vsock() {
-  if (socket(40 /* AF_VSOCK */, SOCK_STREAM, 0) < 0) MUST(socket(38 /* AF_ALG */, SOCK_SEQPACKET, 0) >= 0 || socket(AF_PACKET, SOCK_RAW, 0) >= 0);
+  if (socket(40 /* AF_VSOCK */, SOCK_STREAM, 0) < 0) {
+    tracee::say("SKIPPED: AF_VSOCK (CONFIG_VSOCKETS)");
+    _exit(0);
+  }
   return {[](Check&) {}, {}};
 }
 

@@ -358,14 +358,17 @@ class WpAsync final : public Tracker {
   std::vector<PageRun> fresh_;      // registered by enroll(), not collected yet
 };
 
-// Raises a process's limit of open files above the numbers that it has, for its lifetime.
+// Raises a stopped process's limit of open files above the numbers that it has, for as long as this lives.
 class OneMoreFile {
  public:
   explicit OneMoreFile(pid_t pid) : pid_(pid) {
-    if (::prlimit(pid_, RLIMIT_NOFILE, nullptr, &own_) != 0) return;
+    if (::prlimit(pid_, RLIMIT_NOFILE, nullptr, &own_) != 0 || own_.rlim_cur > RLIM_INFINITY - kRoom) return;
     rlimit more = own_;
     more.rlim_cur += kRoom;      // the limit may have been lowered below the numbers in use
     more.rlim_max = std::max(more.rlim_max, more.rlim_cur);
+    raised_ = ::prlimit(pid_, RLIMIT_NOFILE, &more, nullptr) == 0;
+    if (raised_) return;
+    more = {own_.rlim_max, own_.rlim_max};   // without CAP_SYS_RESOURCE: no higher than it could itself
     raised_ = ::prlimit(pid_, RLIMIT_NOFILE, &more, nullptr) == 0;
   }
   ~OneMoreFile() {
@@ -398,6 +401,11 @@ Result<std::unique_ptr<Tracker>> attach(pid_t pid, Tracee& thread) {
     // It has as many open files as it may. One more, for as long as ours is among them.
     OneMoreFile room(pid);
     made = thread.checked("userfaultfd in", SYS_userfaultfd, flags);
+    if (!made && made.error().sys_errno == EMFILE) {
+      return make_error(Code::kConflict, "track writes",
+                        "process " + std::to_string(pid) + ": it has as many files open as its hard limit allows, and this warden may not raise it",
+                        "Give the warden CAP_SYS_RESOURCE, the program a higher limit, or choose --tracker scan.");
+    }
   }
   BATON_ASSIGN(std::uint64_t remote, std::move(made));
   Fd uffd;

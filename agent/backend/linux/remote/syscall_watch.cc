@@ -191,7 +191,7 @@ class Assembler {
 };
 
 // All programs. Registers: r6 context, r7 second argument, r8 slot, r9 kind. Stack: -8 cgroup,
-// -24 what was read of the pt_regs, -32 an instruction, -40 the entry in the table of kinds.
+// -24 what was read of the pt_regs, -32 of the program, -40 the entry in the table of kinds.
 void begin_program(Assembler& c, int slots) {
   c.call(BPF_FUNC_get_current_cgroup_id);
   c.store(BPF_DW, 10, -8, 0);
@@ -221,6 +221,17 @@ void read_saved(Assembler& c, std::size_t offset) {
   c.add(1, -24);
   c.set(2, 8);
   c.call(BPF_FUNC_probe_read_kernel);
+}
+
+// Reads `bytes` of the program's memory, `from` bytes behind the address at -24, to -32; not 0 in
+// r0: it failed.
+void read_pointed_at(Assembler& c, int from, int bytes) {
+  c.load(BPF_DW, 3, 10, -24);
+  c.add(3, from);
+  c.move(1, 10);
+  c.add(1, -32);
+  c.set(2, bytes);
+  c.call(BPF_FUNC_probe_read_user);
 }
 
 // One more in counter r9 of slot r8, which becomes the slot times 64.
@@ -291,11 +302,7 @@ void look_up_name(Assembler& c) {
   of_arguments(1, 2);
   c.here(Assembler::kName);
   c.jump(BPF_JNE | BPF_K, 0, 0, Assembler::kIsOther);
-  c.load(BPF_DW, 3, 10, -24);
-  c.move(1, 10);
-  c.add(1, -32);
-  c.set(2, 4);
-  c.call(BPF_FUNC_probe_read_user);
+  read_pointed_at(c, 0, 4);
   c.jump(BPF_JNE | BPF_K, 0, 0, Assembler::kIsOther);
   c.load(BPF_W, 1, 10, -32);
   for (const char* window : {"/pro", "/sys", "/dev"}) {
@@ -335,13 +342,7 @@ std::vector<bpf_insn> enter_program(int slots, int kinds, int counters, int note
     // another call.
     read_saved(c, arch::instruction_pointer_offset());
     c.jump(BPF_JNE | BPF_K, 0, 0, Assembler::kIsOther);
-    c.load(BPF_DW, 3, 10, -24);
-    c.add(3, -2);
-    c.store(BPF_DW, 10, -32, 0);
-    c.move(1, 10);
-    c.add(1, -32);
-    c.set(2, 2);
-    c.call(BPF_FUNC_probe_read_user);
+    read_pointed_at(c, -2, 2);
     c.jump(BPF_JNE | BPF_K, 0, 0, Assembler::kIsOther);
     c.load(BPF_H, 1, 10, -32);
     c.jump(BPF_JNE | BPF_K, 1, expected, Assembler::kIsOther);
@@ -387,12 +388,7 @@ std::vector<bpf_insn> exit_program(int slots, int kinds, int counters) {
   // Nothing beside the data (msg_controllen is 0 now): a transfer.
   read_saved(c, arch::argument_offset(1));
   c.jump(BPF_JNE | BPF_K, 0, 0, Assembler::kIsOther);
-  c.load(BPF_DW, 3, 10, -24);
-  c.add(3, static_cast<int>(kControlLength));
-  c.move(1, 10);
-  c.add(1, -32);
-  c.set(2, 8);
-  c.call(BPF_FUNC_probe_read_user);
+  read_pointed_at(c, static_cast<int>(kControlLength), 8);
   c.jump(BPF_JNE | BPF_K, 0, 0, Assembler::kIsOther);
   c.load(BPF_DW, 2, 10, -32);
   c.set(1, kTransfer);
